@@ -1,0 +1,1 @@
+"""Train, prune, quantize and export networks; TensorFlow is imported only inside functions."""

@@ -1,0 +1,1 @@
+"""Keras model in, ONNX model out, with the same numbers."""

@@ -1,0 +1,1 @@
+"""Reference networks, and networks that the user brings."""

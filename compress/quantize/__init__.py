@@ -1,0 +1,1 @@
+"""Fewer bits a weight, fewer bits an activation."""

@@ -1,0 +1,1 @@
+"""Measure and ship models with numpy and ONNX Runtime alone."""

@@ -1,0 +1,160 @@
+"""What is written down: Artifact (facts about a file) and Measurement (facts about one machine)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from deploy.preprocess import Op
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen value that goes to JSON and back without loss."""
+
+
+class Interval(Record):
+    """An estimate and its 95 % interval, all three in the unit of the field that holds it."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, point: float) -> bool:
+        """Say whether the interval lies wholly on one side of ``point``.
+
+        >>> Interval(value=1.8, low=1.7, high=1.9).excludes(1.0)
+        True
+        """
+        return self.low > point or self.high < point
+
+
+class LayerFacts(Record):
+    """One layer that has weights, as read from the bytes of the model file."""
+
+    name: str
+    kind: str
+    parameters: int
+    zeros: int
+    bits: int
+    """Width of the stored weights: 32, 16, 8 or 4."""
+    note: str | None = None
+    """Why a technique left this layer alone, in the technique's own words."""
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the layer's weights that are exactly zero."""
+        return self.zeros / self.parameters if self.parameters else 0.0
+
+
+class Artifact(Record):
+    """A model file: what its bytes are, and how they came to be."""
+
+    format: Literal["keras", "onnx"]
+    sha256: str
+    size_bytes: int
+    gzip_bytes: int
+    parent: str | None
+    """sha256 of the file this one was made from."""
+    step: dict[str, object]
+    """The step that made it, as data; ``kind`` names it."""
+    seed: int
+    versions: dict[str, str]
+    parameters: int
+    nonzero_parameters: int
+    layers: tuple[LayerFacts, ...]
+    preprocess: tuple[Op, ...]
+    labels: tuple[str, ...]
+
+
+class Evaluation(Record):
+    """The accuracy of one model on one evaluation set, measured in the session that ships."""
+
+    samples: int
+    accuracy: Interval
+    """Fraction correct, with its Wilson score interval."""
+    recall: tuple[float, ...]
+    """Fraction correct per class, in label order; NaN-free: an absent class counts as 0."""
+
+
+class Comparison(Record):
+    """One model against another on the same samples, paired sample by sample."""
+
+    delta_points: Interval
+    """Accuracy of the candidate minus that of the reference, in percentage points."""
+    mcnemar_p: float
+    """Exact two-sided McNemar p-value."""
+    agreement: float
+    """Fraction of samples on which both give the same class, right or wrong."""
+    recall_delta_points: tuple[float, ...]
+
+
+class SessionOptions(Record):
+    """How a model is opened. What was timed with these options ships with these options."""
+
+    threads: int = 1
+    disabled_optimizers: tuple[str, ...] = ("WeightBiasQuantization",)
+    """ONNX Runtime >= 1.23 re-quantises excluded float layers at load unless this one is off."""
+
+
+class Environment(Record):
+    """The machine and the software that a measurement was made with."""
+
+    cpu: str
+    architecture: str
+    isa: tuple[str, ...]
+    """The instruction sets that matter to int8 kernels, such as ``avx512_vnni`` or ``dotprod``."""
+    target: str
+    """The quantization target this machine is: ``x86-vnni``, ``x86-avx2`` or ``arm64``."""
+    cores: int
+    memory_bytes: int
+    governor: str | None
+    """CPU frequency governor, or None where the system does not say."""
+    load_average: float | None
+    """One-minute load average when the measurement began."""
+    os: str
+    python: str
+    versions: dict[str, str]
+
+
+class Latency(Record):
+    """What one machine saw of one model."""
+
+    p50_ms: Interval
+    p90_ms: float
+    p99_ms: float
+    speedup: Interval
+    """p50 of the first model of the bench over p50 of this one; exactly 1 for the first itself."""
+    throughput_per_s: float
+    """Samples per second at ``batch`` samples a call."""
+    batch: int
+    load_ms: float
+    """Time to open the model in a new process, median over processes."""
+    peak_rss_bytes: int
+    """Peak resident memory of a new process that opened the model and ran it once."""
+
+
+class Measurement(Record):
+    """One bench of several models, interleaved, on one machine."""
+
+    environment: Environment
+    session: SessionOptions
+    processes: int
+    sessions_per_process: int
+    latencies: tuple[Latency, ...]
+    """In the order in which the models were given; the first is the reference of every speed-up."""
+    warnings: tuple[str, ...] = ()
+    """What made this machine hard to measure on, if anything did."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def gzip_bytes_of(path: Path) -> int:
+    """Return the size of a file after ``gzip -9`` without name and time, in bytes."""
+    return len(gzip.compress(path.read_bytes(), compresslevel=9, mtime=0))

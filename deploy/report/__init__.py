@@ -1,0 +1,1 @@
+"""Records and measurements in; HTML, Markdown, CSV and JSON out."""

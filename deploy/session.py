@@ -1,0 +1,155 @@
+"""The one way a model is opened, and what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from deploy.errors import UserError
+from deploy.preprocess import Op, apply
+from deploy.record import Record, SessionOptions
+
+_PREFIX = "lightship."
+
+
+class ModelMetadata(Record):
+    """What travels inside the model file, so that the file alone is enough to use it."""
+
+    step: dict[str, object] = {}
+    parent: str | None = None
+    """sha256 of the file this model was made from."""
+    preprocess: tuple[Op, ...] = ()
+    labels: tuple[str, ...] = ()
+    data: str = ""
+    """Name of the data set that the model was trained on."""
+    data_licence: str = ""
+    versions: dict[str, str] = {}
+
+    def to_props(self) -> dict[str, str]:
+        """Return one JSON text per field, keyed ``lightship.FIELD``, for ONNX ``metadata_props``."""
+        fields = msgspec.structs.asdict(self)
+        return {_PREFIX + name: msgspec.json.encode(value).decode() for name, value in fields.items()}
+
+    @staticmethod
+    def from_props(props: dict[str, str]) -> ModelMetadata:
+        """Read back what ``to_props`` wrote; a model of another maker gives empty fields.
+
+        Raises:
+            UserError: if a ``lightship.`` entry is there and does not decode.
+        """
+        ours = {
+            key.removeprefix(_PREFIX): msgspec.Raw(text.encode())
+            for key, text in props.items()
+            if key.startswith(_PREFIX)
+        }
+        try:
+            return msgspec.json.decode(msgspec.json.encode(ours), type=ModelMetadata)
+        except msgspec.MsgspecError as error:
+            raise UserError(f"metadata_props: {_PREFIX}* entries do not decode ({error})") from error
+
+
+class Model:
+    """An open model with one input and one output of class scores.
+
+    Attributes:
+        input_name: name of the graph's input.
+        input_shape: shape of one sample, without the batch axis.
+        output_name: name of the graph's output.
+        metadata: what the file says of itself.
+    """
+
+    def __init__(self, session: ort.InferenceSession, where: str) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise UserError(
+                f"{where}: needs a model with one input and one output, "
+                f"got {len(inputs)} and {len(outputs)}"
+            )
+        sample = tuple(inputs[0].shape[1:])
+        if not all(isinstance(size, int) for size in sample):
+            raise UserError(f"{where}: only the batch axis may be free, got shape {inputs[0].shape}")
+        self._session = session
+        self._dtype = _NUMPY_TYPES.get(inputs[0].type)
+        if self._dtype is None:
+            raise UserError(f"{where}: input type {inputs[0].type} is not supported")
+        self.input_name: str = inputs[0].name
+        self.input_shape: tuple[int, ...] = sample
+        self.output_name: str = outputs[0].name
+        self.metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map)
+
+    def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the output ``(n, ...)`` for preprocessed inputs ``(n, ...)``."""
+        (output,) = self._session.run([self.output_name], {self.input_name: inputs})
+        return np.asarray(output)
+
+    def scores(self, samples: npt.NDArray[Any], *, batch: int = 256) -> npt.NDArray[Any]:
+        """Preprocess raw samples as the model's own spec says and return the outputs ``(n, ...)``.
+
+        Raises:
+            UserError: if the samples, once preprocessed, are not what the model takes.
+        """
+        outputs = []
+        for start in range(0, len(samples), batch):
+            inputs = apply(self.metadata.preprocess, samples[start : start + batch])
+            if inputs.shape[1:] != self.input_shape:
+                raise UserError(
+                    f"samples of shape {inputs.shape[1:]} after preprocessing do not fit the model, "
+                    f"whose input {self.input_name!r} is {self.input_shape}"
+                )
+            outputs.append(self.run(inputs.astype(self._dtype, copy=False)))
+        return np.concatenate(outputs)
+
+
+_NUMPY_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+
+def ort_options(options: SessionOptions) -> ort.SessionOptions:
+    """Return the ONNX Runtime options that ``options`` stand for."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3  # errors only: ONNX Runtime's warnings are about its own passes
+    if options.disabled_optimizers:
+        settings.add_session_config_entry(
+            "optimization.disable_specified_optimizers", ";".join(options.disabled_optimizers)
+        )
+    return settings
+
+
+def open_model(source: Path | bytes, options: SessionOptions = SessionOptions()) -> Model:
+    """Open an ONNX model on the CPU with the options that ship.
+
+    Args:
+        source: a file, or the bytes of one.
+        options: how to open it.
+
+    Raises:
+        UserError: if the file is missing, is no model that ONNX Runtime accepts, or has more than
+            one input or output.
+    """
+    where = str(source) if isinstance(source, Path) else "model"
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"{where}: no such file; give an ONNX model")
+    try:
+        session = ort.InferenceSession(
+            str(source) if isinstance(source, Path) else source,
+            sess_options=ort_options(options),
+            providers=["CPUExecutionProvider"],
+        )
+    # The exceptions of ONNX Runtime's C extension share no base class below Exception.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: ONNX Runtime cannot open it: {reason[:200]}") from error
+    return Model(session, where)
