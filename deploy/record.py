@@ -68,6 +68,9 @@ class Artifact(Record):
     layers: tuple[LayerFacts, ...]
     preprocess: tuple[Op, ...]
     labels: tuple[str, ...]
+    data: str = ""
+    """Name of the data set that the model was trained on."""
+    data_licence: str = ""
 
 
 class Evaluation(Record):

@@ -1,0 +1,168 @@
+"""Model files and the records beside them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compress.data.task import Task
+from compress.export.facts import keras_layer_facts, layer_facts
+from compress.export.metadata import with_metadata
+from deploy.errors import UserError
+from deploy.preprocess import Preprocess
+from deploy.record import Artifact, LayerFacts, gzip_bytes_of, sha256_of
+from deploy.session import ModelMetadata, open_model
+
+_STACK = (
+    "lightship",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "tensorflow",
+    "tensorflow-model-optimization",
+    "tf-keras",
+    "tf2onnx",
+)
+
+
+def stack_versions() -> dict[str, str]:
+    """Return the installed versions of everything that shapes a model's bytes."""
+    return {name: metadata.version(name) for name in _STACK}
+
+
+def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> ModelMetadata:
+    """Return what a model made on a task says of itself.
+
+    Args:
+        task: gives the preprocessing, the labels and the licence of the data.
+        step: the step that makes the model, as data.
+        parent: sha256 of the file that it is made from, if it is made from one.
+    """
+    return ModelMetadata(
+        step=dict(step),
+        parent=parent,
+        preprocess=task.preprocess,
+        labels=task.labels,
+        data=task.name,
+        data_licence=task.licence,
+        versions=stack_versions(),
+    )
+
+
+def save_onnx(
+    model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
+) -> Artifact:
+    """Write an ONNX model that says what it is, and its record beside it as ``PATH.json``.
+
+    Args:
+        model: an ``onnx.ModelProto``; left alone.
+        path: where the file goes.
+        about: what the model says of itself.
+        seed: seed of the step that made it.
+        notes: why the step left layers alone, by layer name.
+    """
+    import onnx
+
+    described = with_metadata(model, about)
+    replace_file(path, lambda aside: onnx.save_model(described, str(aside)))
+    return _save_record("onnx", path, about, seed, layer_facts(onnx.load(str(path)), notes))
+
+
+def save_keras(
+    model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
+) -> Artifact:
+    """Write a tf-keras model, and its record beside it as ``PATH.json``; as ``save_onnx``.
+
+    Raises:
+        UserError: if ``path`` does not end in ``.keras``.
+    """
+    if path.suffix != ".keras":
+        raise UserError(f"--out: a Keras model must end in .keras, got {path}")
+    replace_file(path, model.save)
+    return _save_record("keras", path, about, seed, keras_layer_facts(model, notes))
+
+
+def read_record(path: Path) -> Artifact:
+    """Return the record beside a model file.
+
+    Raises:
+        UserError: if there is none, it does not decode, or it is of other bytes than the file's.
+    """
+    beside = record_path(path)
+    try:
+        record = msgspec.json.decode(beside.read_bytes(), type=Artifact)
+    except OSError as error:
+        raise UserError(
+            f"{beside}: cannot be read ({error.strerror}); it is the record of {path.name} and "
+            f"has to lie beside it"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{beside}: not a record of lightship's ({error})") from error
+    if record.sha256 != sha256_of(path):
+        raise UserError(f"{beside}: is the record of other bytes than those of {path.name}")
+    return record
+
+
+def preprocess_of(path: Path) -> Preprocess | None:
+    """Return the preprocessing that a model file was made for, or None if nothing says it.
+
+    An ONNX model says it itself, a Keras model in the record beside it.
+
+    Raises:
+        UserError: if the file, or the record beside it, cannot be read.
+    """
+    if path.suffix == ".onnx":
+        about = open_model(path).metadata
+        return about.preprocess if about.versions else None
+    return read_record(path).preprocess if record_path(path).exists() else None
+
+
+def record_path(path: Path) -> Path:
+    """Return where the record of a model file lies.
+
+    >>> record_path(Path("model.onnx")).name
+    'model.onnx.json'
+    """
+    return path.with_name(path.name + ".json")
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path`` and give it its name only once it is whole.
+
+    Raises:
+        UserError: if the folder cannot be written or the disk is full.
+    """
+    # The suffix stays at the end, because Keras chooses its format by it.
+    aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _save_record(
+    kind: Any, path: Path, about: ModelMetadata, seed: int, layers: tuple[LayerFacts, ...]
+) -> Artifact:
+    artifact = Artifact(
+        format=kind,
+        sha256=sha256_of(path),
+        size_bytes=path.stat().st_size,
+        gzip_bytes=gzip_bytes_of(path),
+        seed=seed,
+        parameters=sum(layer.parameters for layer in layers),
+        nonzero_parameters=sum(layer.parameters - layer.zeros for layer in layers),
+        layers=layers,
+        **msgspec.structs.asdict(about),
+    )
+    text = msgspec.json.format(msgspec.json.encode(artifact))
+    replace_file(record_path(path), lambda aside: aside.write_bytes(text))
+    return artifact

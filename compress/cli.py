@@ -1,0 +1,467 @@
+"""The command ``lightship``: parse, one call, one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import deploy.cli
+from deploy.cli import FILE, FOLDER, Commands, json_option, print_json
+
+# Everything but click is imported inside the commands: --help answers at once.
+if TYPE_CHECKING:
+    from compress.data.task import Task
+    from compress.progress import ConsoleWatcher
+    from compress.recipe import Recipe
+    from compress.train.fit import Fit
+    from deploy.record import Artifact
+    from deploy.session import ModelMetadata
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_EXAMPLES = """\b
+From data to a report in one command:
+    lightship demo
+    lightship run lenet_5 --out runs/lenet_5
+One step at a time, on files:
+    lightship train --data mnist-sample --network lenet_5 --out lenet.keras
+    lightship prune lenet.keras --final-sparsity 0.9 --out pruned.keras
+    lightship export pruned.keras --out pruned.onnx
+    lightship quantize pruned.onnx --out pruned-int8.onnx
+    lightship bench pruned.onnx pruned-int8.onnx
+"""
+
+
+@click.group(cls=Commands, epilog=_EXAMPLES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="lightship")
+def cli() -> None:
+    """Make a trained network small and fast, prove what that cost, and ship it.
+
+    Exit codes: 0 done, 2 a mistake of yours in one line, 1 a bug of ours with its traceback.
+    """
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that name a data set."""
+    options = (
+        click.option(
+            "--data",
+            "source",
+            required=True,
+            metavar="SOURCE",
+            help="mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, idx:FOLDER, images:FOLDER "
+            "or csv:PATH.",
+        ),
+        click.option(
+            "--label-column", metavar="NAME", help="The column of a csv: that is the class."
+        ),
+        click.option("--train-samples", type=click.IntRange(min=1), help="Use only so many."),
+        seed_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def fit_options(command: Command) -> Command:
+    """Add the options of a training run."""
+    options = (
+        click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True),
+        click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True),
+        click.option(
+            "--optimizer",
+            type=click.Choice(["adam", "adamw", "sgd", "rmsprop"]),
+            default="adam",
+            show_default=True,
+        ),
+        click.option("--learning-rate", type=float, help="Instead of the optimizer's default."),
+        click.option(
+            "--patience",
+            type=click.IntRange(min=1),
+            help="Stop after so many epochs without a lower validation loss; keep the best weights.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def out_option(default: str) -> Callable[[Command], Command]:
+    """Return the option that says where the result goes."""
+    return click.option(
+        "--out", type=FILE, default=default, show_default=True, help="Where the result goes."
+    )
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True
+)
+trust_option = click.option(
+    "--trust-code", is_flag=True, help="Run code that a model file carries, such as a Lambda layer."
+)
+
+
+@cli.command()
+@click.option("--out", type=FOLDER, default="runs/demo", show_default=True, help="The run folder.")
+@json_option
+def demo(out: Path, as_json: bool) -> None:
+    """Compress LeNet-5 on the embedded sample of MNIST: minutes, no network."""
+    _run(_resolved("demo", seed=None, threads=None), "demo", out=out, store=None, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--out", type=FOLDER, help="The run folder.  [default: runs/NAME]")
+@click.option(
+    "--store", type=FOLDER, help="Finished steps.  [default: .store beside the run folder]"
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Instead of the recipe's.")
+@click.option("--threads", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what is done already.")
+@json_option
+def run(
+    recipe: str,
+    out: Path | None,
+    store: Path | None,
+    seed: int | None,
+    threads: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Carry out RECIPE: a TOML file, or the name of one that ships with lightship.
+
+    The names are demo, mnist_mlp, lenet_300_100, lenet_5 and fashion_resnet_8. A run that was cut
+    off goes on where it was when the same command is given again.
+
+    \b
+    lightship run lenet_5
+    lightship run my_recipe.toml --out runs/mine --dry-run
+    """
+    resolved = _resolved(recipe, seed=seed, threads=threads)
+    if dry_run:
+        _dry_run(resolved, out=out, store=store, as_json=as_json)
+    else:
+        _run(resolved, recipe, out=out, store=store, as_json=as_json)
+
+
+@cli.command()
+@data_options
+@click.option(
+    "--network",
+    required=True,
+    help="mlp, lenet_300_100, lenet_5, resnet_8, mobilenet_v1, ds_cnn, keras:PATH or "
+    "module:function.",
+)
+@trust_option
+@fit_options
+@out_option("model.keras")
+@json_option
+def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: Any) -> None:
+    """Train a network; write it as a Keras file with its record beside it.
+
+    \b
+    lightship train --data mnist-sample --network lenet_5 --epochs 5 --out lenet.keras
+    """
+    from compress.artifacts import save_keras
+    from compress.networks import parse_network
+    from compress.pipeline import baseline, baseline_step
+
+    chosen, fit, seed = (
+        parse_network(network, trust_code=trust_code),
+        _fit(options),
+        options["seed"],
+    )
+    task = _task(options)
+    with _watching(out, epochs=fit.epochs) as watcher:
+        model, _ = baseline(chosen, fit, task, seed=seed, on_epoch=watcher.epoch_ended)
+    about = _describe(task, baseline_step(chosen, fit))
+    _done(out, save_keras(model, out, about, seed=seed, notes={}), as_json=as_json)
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@data_options
+@click.option("--final-sparsity", type=float, default=0.5, show_default=True, help="A fraction.")
+@click.option("--skip", multiple=True, metavar="LAYER", help="Leave a layer alone; * matches.")
+@trust_option
+@fit_options
+@out_option("pruned.keras")
+@json_option
+def prune(
+    model: Path,
+    final_sparsity: float,
+    skip: tuple[str, ...],
+    trust_code: bool,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Zero the smallest weights of a Keras MODEL while it is fine-tuned.
+
+    \b
+    lightship prune lenet.keras --data mnist-sample --final-sparsity 0.9 --out pruned.keras
+    """
+    from compress.artifacts import save_keras
+    from compress.networks import load_keras
+    from compress.prune.magnitude import MagnitudePrune
+    from compress.steps import keras_step, reasons_left_alone
+
+    asked = {"final_sparsity": final_sparsity, "skip": skip, "fine_tune": _fit(options)}
+    step = _convert({"kind": "magnitude_prune", **asked}, MagnitudePrune)
+    task, seed = _task(options, like=model), options["seed"]
+    original = load_keras(model, trust_code=trust_code)
+    with _watching(out, epochs=step.fine_tune.epochs) as watcher:
+        pruned, _ = keras_step(original, step, task, seed=seed, on_epoch=watcher.epoch_ended)
+    about = _describe(task, step, parent=model)
+    notes = reasons_left_alone(original, step)
+    _done(out, save_keras(pruned, out, about, seed=seed, notes=notes), as_json=as_json)
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@data_options
+@click.option("--opset", type=int, help="Version of the ONNX operator set.")
+@trust_option
+@out_option("model.onnx")
+@json_option
+def export(
+    model: Path, opset: int | None, trust_code: bool, out: Path, as_json: bool, **options: Any
+) -> None:
+    """Turn a Keras MODEL into ONNX with the same numbers, proven on samples of the data.
+
+    \b
+    lightship export pruned.keras --data mnist-sample --out pruned.onnx
+    """
+    from compress.artifacts import save_onnx
+    from compress.export.to_onnx import Export
+    from compress.export.to_onnx import export as to_checked_onnx
+    from compress.networks import load_keras
+    from compress.pipeline import PARITY_SAMPLES
+
+    settings = _convert({"opset": opset} if opset else {}, Export)
+    task = _task(options, like=model)
+    exported = to_checked_onnx(
+        load_keras(model, trust_code=trust_code), settings, task.validation.x[:PARITY_SAMPLES]
+    )
+    about = _describe(task, {"kind": "export", **_builtins(settings)}, parent=model)
+    _done(out, save_onnx(exported, out, about, seed=options["seed"], notes={}), as_json=as_json)
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@data_options
+@click.option(
+    "--kind",
+    type=click.Choice(["static", "dynamic", "float16", "weight-only"]),
+    default="static",
+    show_default=True,
+    help="What becomes smaller: weights and activations, or the weights alone.",
+)
+@click.option(
+    "--calibration", type=click.Choice(["minmax", "entropy", "percentile"]), help="For static."
+)
+@click.option(
+    "--target",
+    type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
+    help="For static: the device.  [default: this machine]",
+)
+@click.option("--exclude", multiple=True, metavar="LAYER", help="For static: leave it in float.")
+@out_option("quantized.onnx")
+@json_option
+def quantize(
+    model: Path,
+    kind: str,
+    calibration: str | None,
+    target: str | None,
+    exclude: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Store an ONNX MODEL in fewer bits, and compute in them where that pays.
+
+    \b
+    lightship quantize pruned.onnx --data mnist-sample --out pruned-int8.onnx
+    """
+    from compress.artifacts import save_onnx
+    from compress.export.metadata import load_onnx
+    from compress.steps import OnnxStep, onnx_step, reasons_left_alone
+
+    asked = {"calibration": calibration, "target": target, "exclude": exclude or None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    name = kind if kind == "float16" else f"quantize_{kind.replace('-', '_')}"
+    step = _convert({"kind": name, **given}, OnnxStep)
+    task = _task(options, like=model)
+    original = load_onnx(model)
+    quantized = onnx_step(original, step, task)
+    about = _describe(task, step, parent=model)
+    notes = reasons_left_alone(original, step)
+    _done(out, save_onnx(quantized, out, about, seed=options["seed"], notes=notes), as_json=as_json)
+
+
+@cli.command()
+@data_options
+@out_option("test.npz")
+def evalset(out: Path, **options: Any) -> None:
+    """Write the test samples of a data set to a file, for ``evaluate`` here or on a device.
+
+    \b
+    lightship evalset --data mnist-sample --out test.npz
+    """
+    from compress.artifacts import replace_file
+    from deploy.evalset import EvalSet
+
+    test = _task(options).test
+    replace_file(out, EvalSet(x=test.raw, y=test.y).save)
+    click.echo(f"{out}  {len(test):,} samples")
+
+
+for _command in deploy.cli.cli.commands.values():
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``lightship``."""
+    # TensorFlow's own chatter would drown ours; set before anything imports it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    cli(prog_name="lightship")
+
+
+def _resolved(name: str, *, seed: int | None, threads: int | None) -> Recipe:
+    """Return a recipe with the command line's seed and threads in place of its own."""
+    import msgspec
+
+    from compress.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    if threads is not None:
+        bench = msgspec.structs.replace(recipe.bench, threads=threads)
+        recipe = msgspec.structs.replace(recipe, bench=bench)
+    return recipe if seed is None else msgspec.structs.replace(recipe, seed=seed)
+
+
+def _folders(recipe: Recipe, out: Path | None, store: Path | None) -> tuple[Path, Path]:
+    """Return the run folder and the store."""
+    run_folder = out or Path("runs") / recipe.name
+    return run_folder, store or run_folder.parent / ".store"
+
+
+def _run(recipe: Recipe, name: str, *, out: Path | None, store: Path | None, as_json: bool) -> None:
+    """Carry a recipe out, print its table and its verdict, and say where the report is."""
+    from compress import pipeline
+    from compress.progress import ConsoleWatcher, print_table
+    from compress.store import Store
+
+    folder, kept = _folders(recipe, out, store)
+    command = f"lightship run {name} --seed {recipe.seed} --threads {recipe.bench.threads}"
+    with ConsoleWatcher(variants=1 + len(recipe.variants)) as watcher:
+        results = pipeline.run(
+            recipe,
+            out=folder,
+            store=Store(kept),
+            watcher=watcher,
+            command=command,
+            now=datetime.now(timezone.utc),
+        )
+    if as_json:
+        print_json(results)
+        return
+    print_table(results)
+    click.echo(results.verdict)
+    click.echo(folder / "report.html")
+
+
+def _dry_run(recipe: Recipe, *, out: Path | None, store: Path | None, as_json: bool) -> None:
+    """Print the resolved recipe, and which of its steps an earlier run has done."""
+    from compress.data.splits import load_task
+    from compress.pipeline import plan
+    from compress.recipe import to_toml
+    from compress.store import Store
+
+    folder, kept = _folders(recipe, out, store)
+    stages = plan(recipe, load_task(recipe.data, seed=recipe.seed))
+    found = {name: Store(kept).find(stage.onnx_key) for name, stage in stages.items()}
+    if as_json:
+        done = {name: folder is not None for name, folder in found.items()}
+        print_json({"out": str(folder), "recipe": _builtins(recipe), "done": done})
+        return
+    click.echo(to_toml(recipe))
+    for name, stage in stages.items():
+        origin = f"from {stage.parent}" if stage.parent else "trained"
+        click.echo(f"# {'done ' if found[name] else 'to do'}  {name}  {origin}")
+
+
+def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
+    """Load the data that the options name.
+
+    Args:
+        options: what ``data_options`` gave.
+        like: a model whose preprocessing is to be kept; None for the data's default.
+    """
+    from compress.artifacts import preprocess_of
+    from compress.data.sources import Data
+    from compress.data.splits import load_task
+
+    names = ("source", "label_column", "train_samples")
+    given = {name: options[name] for name in names if options[name] is not None}
+    if like is not None:
+        given["preprocess"] = preprocess_of(like)
+    return load_task(_convert(given, Data), seed=options["seed"])
+
+
+def _fit(options: dict[str, Any]) -> Fit:
+    """Return the training run that ``fit_options`` describe."""
+    from compress.train.fit import Fit
+
+    rate, patience = options["learning_rate"], options["patience"]
+    optimizer = {"kind": options["optimizer"], **({"learning_rate": rate} if rate else {})}
+    given = {"epochs": options["epochs"], "batch_size": options["batch_size"]}
+    stopping = {"early_stopping": {"patience": patience}} if patience else {}
+    return _convert({**given, "optimizer": optimizer, **stopping}, Fit)
+
+
+def _convert(value: dict[str, Any], kind: Any) -> Any:
+    """Check options as a recipe's keys would be checked."""
+    from compress.recipe import decode
+
+    return decode(value, kind, where=f"lightship {click.get_current_context().info_name}")
+
+
+def _builtins(value: Any) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def _describe(task: Task, step: Any, *, parent: Path | None = None) -> ModelMetadata:
+    """Return what a model made by one step says of itself."""
+    from compress.artifacts import describe
+    from deploy.record import sha256_of
+
+    return describe(task, step=_builtins(step), parent=sha256_of(parent) if parent else None)
+
+
+def _watching(out: Path, *, epochs: int) -> ConsoleWatcher:
+    """Return a watcher of one model being made."""
+    from compress.progress import ConsoleWatcher
+
+    watcher = ConsoleWatcher(variants=1)
+    watcher.begins(out.stem, epochs=epochs)
+    return watcher
+
+
+def _done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
+    """Say what was written: one line, or the whole record."""
+    if as_json:
+        print_json(artifact)
+        return
+    zeros = 1 - artifact.nonzero_parameters / max(1, artifact.parameters)
+    click.echo(
+        f"{out}  {artifact.size_bytes:,} bytes, {artifact.gzip_bytes:,} gzipped, "
+        f"{artifact.parameters:,} parameters, {zeros:.1%} zeros"
+    )

@@ -1,0 +1,394 @@
+"""Runs a recipe: makes every variant, measures them together, writes the report."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from deploy.bench import bench
+from deploy.evaluate import compare, evaluate, predict_classes
+from deploy.machine import this_environment, this_target
+from deploy.report.build import Finished, build_results
+from deploy.report.results import Data, Reproduce, Results, Training
+
+from compress.artifacts import (
+    describe,
+    read_record,
+    record_path,
+    replace_file,
+    save_keras,
+    save_onnx,
+    stack_versions,
+)
+from compress.data.splits import load_task
+from compress.data.task import Task
+from compress.export.to_onnx import export
+from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
+from compress.recipe import BASELINE, Recipe, to_toml
+from compress.steps import (
+    KerasStep,
+    OnnxStep,
+    Step,
+    epochs_of,
+    keras_step,
+    onnx_step,
+    reasons_left_alone,
+)
+from compress.store import Store, key_of
+from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from deploy.evalset import EvalSet
+from deploy.record import Comparison, Measurement, sha256_of
+from deploy.report import write_report
+from deploy.session import ModelMetadata, open_model
+
+PARITY_SAMPLES = 256
+"""Real samples on which an export must agree with Keras."""
+
+_KERAS, _ONNX = "model.keras", "model.onnx"
+_HISTORY, _MEASUREMENT = "history.json", "measurement.json"
+_VARIANTS = "variants"
+
+
+class Watcher(Protocol):
+    """Hears how a run gets on."""
+
+    def begins(self, variant: str, *, epochs: int) -> None:
+        """A variant is being made; so many epochs of training lie ahead."""
+
+    def epoch_ended(self, epoch: EpochEnd) -> None:
+        """One epoch of the variant's training is over."""
+
+    def ended(self, variant: str, *, reused: bool) -> None:
+        """The variant is there; ``reused`` says that an earlier run had made it."""
+
+    def bench_advanced(self, done: int, total: int) -> None:
+        """``done`` of ``total`` parts of the latency measurement are over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One variant of a recipe and the keys under which its models are kept.
+
+    Attributes:
+        parent: the variant it comes from; None for the baseline.
+        step: what makes it; None for the baseline.
+        keras_key: key of its Keras model; None after an ONNX step.
+        onnx_key: key of its ONNX model.
+        epochs: epochs of training that making it takes.
+    """
+
+    name: str
+    parent: str | None
+    step: Step | None
+    keras_key: str | None
+    onnx_key: str
+    epochs: int
+
+
+def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
+    """Return the stages of a recipe by variant name, in the order in which they run.
+
+    A key covers everything that determines the result: the step, its parent's key, the data, the
+    seed and the versions of the stack.
+    """
+    stack = stack_versions()
+    common = {"data": task.digest, "seed": recipe.seed, "versions": stack}
+
+    def exported(keras_key: str) -> str:
+        return key_of({"export": recipe.export, "parent": keras_key, "versions": stack})
+
+    source = _source_digest(recipe.network)
+    trained = key_of({"network": recipe.network, "source": source, "train": recipe.train, **common})
+    stages = {
+        BASELINE: Stage(
+            name=BASELINE,
+            parent=None,
+            step=None,
+            keras_key=trained,
+            onnx_key=exported(trained),
+            epochs=recipe.train.epochs if recipe.train else 0,
+        )
+    }
+    for variant in recipe.variants:
+        parent, step = stages[variant.parent], variant.step
+        keras_key = None
+        if isinstance(step, KerasStep):
+            keras_key = key_of({"step": step, "parent": parent.keras_key, **common})
+            onnx_key = exported(keras_key)
+        else:
+            # A step that names no target aims at this machine, so the machine is part of the key.
+            target = this_target()
+            onnx_key = key_of({"step": step, "parent": parent.onnx_key, "target": target, **common})
+        stages[variant.name] = Stage(
+            name=variant.name,
+            parent=variant.parent,
+            step=step,
+            keras_key=keras_key,
+            onnx_key=onnx_key,
+            epochs=epochs_of(step),
+        )
+    return stages
+
+
+def run(
+    recipe: Recipe, *, out: Path, store: Store, watcher: Watcher, command: str, now: datetime
+) -> Results:
+    """Make every variant, measure them all together, and write the report into ``out``.
+
+    Finished steps are taken from ``store``, so a run that was cut off goes on where it was.
+
+    Args:
+        recipe: what to do.
+        out: the run folder; holds ``report.html``, ``results.json``, ``recipe.toml``, ``test.npz``
+            and one folder per variant under ``variants/``.
+        store: where finished steps are kept.
+        watcher: hears how the run gets on.
+        command: the command line that reproduces the run, for the report.
+        now: when the run is made, for the report.
+
+    Raises:
+        UserError: if the recipe does not fit its data or its network.
+        ParityError: if an export changed the numbers.
+    """
+    task = load_task(recipe.data, seed=recipe.seed)
+    making = _Making(
+        recipe=recipe, task=task, store=store, watcher=watcher, stages=plan(recipe, task)
+    )
+    folders = {name: making.onnx(stage) for name, stage in making.stages.items()}
+    finished = making.finished(folders)
+    results = build_results(
+        finished,
+        measurement=making.measurement(list(folders.values())),
+        environment=this_environment(),
+        session=recipe.bench.session,
+        data=_data_facts(task),
+        name=recipe.name,
+        title=recipe.title or recipe.name,
+        description=recipe.description,
+        lightship=metadata.version("lightship"),
+        created=now.isoformat(timespec="seconds"),
+        reproduce=Reproduce(command=command, recipe=to_toml(recipe)),
+        history=making.histories(),
+    )
+    _publish(folders, recipe, task, out)
+    write_report(results, out)
+    return results
+
+
+def baseline(
+    network: Network, train: Fit | None, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+) -> tuple[Any, History | None]:
+    """Return the network as a tf-keras model, and how its training went.
+
+    It is left untrained, and the history None, if ``train`` is None.
+    """
+    model = build(network, input_shape=task.input_shape, classes=len(task.labels), seed=seed)
+    history = fit(model, task, train, seed=seed, on_epoch=on_epoch) if train else None
+    return model, history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Making:
+    """One recipe being carried out."""
+
+    recipe: Recipe
+    task: Task
+    store: Store
+    watcher: Watcher
+    stages: dict[str, Stage]
+
+    def onnx(self, stage: Stage) -> Path:
+        """Return the folder of a stage's ONNX model; make it if it is not there yet."""
+        found = self.store.find(stage.onnx_key)
+        if found is not None:
+            self.watcher.ended(stage.name, reused=True)
+            return found
+        self.watcher.begins(stage.name, epochs=stage.epochs)
+        # A Keras model is kept before it is exported: a kill in between costs no training.
+        make = self._export if stage.keras_key else self._quantize
+        folder = self.store.add(stage.onnx_key, lambda aside: make(stage, aside))
+        self.watcher.ended(stage.name, reused=False)
+        return folder
+
+    def _keras(self, stage: Stage) -> Path:
+        """Return the folder of a stage's Keras model; make it if it is not there yet."""
+        if stage.keras_key is None:
+            raise ValueError(f"{stage.name} has no Keras model")
+        return self.store.find(stage.keras_key) or self.store.add(
+            stage.keras_key, lambda aside: self._train(stage, aside)
+        )
+
+    def _train(self, stage: Stage, folder: Path) -> None:
+        """Write ``model.keras``, its record and how its training went."""
+        seed, on_epoch = self.recipe.seed, self.watcher.epoch_ended
+        parent, notes = None, {}
+        if isinstance(stage.step, KerasStep) and stage.parent:
+            parent = self._keras(self.stages[stage.parent]) / _KERAS
+            original = load_keras(parent)
+            model, history = keras_step(
+                original, stage.step, self.task, seed=seed, on_epoch=on_epoch
+            )
+            notes = reasons_left_alone(original, stage.step)
+        else:
+            recipe = self.recipe
+            model, history = baseline(
+                recipe.network, recipe.train, self.task, seed=seed, on_epoch=on_epoch
+            )
+        about = self._about(stage, parent)
+        save_keras(model, folder / _KERAS, about, seed=seed, notes=notes)
+        (folder / _HISTORY).write_bytes(msgspec.json.encode(history))
+
+    def _export(self, stage: Stage, folder: Path) -> None:
+        """Write ``model.onnx`` of a Keras stage, with the numbers of Keras, and its record."""
+        keras = self._keras(stage) / _KERAS
+        samples = self.task.validation.x[:PARITY_SAMPLES]
+        model = export(load_keras(keras), self.recipe.export, samples)
+        notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
+        about = self._about(stage, self._parent_onnx(stage))
+        save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
+
+    def _quantize(self, stage: Stage, folder: Path) -> None:
+        """Write what an ONNX step makes of its parent, and its record."""
+        import onnx
+
+        parent = self._parent_onnx(stage)
+        if parent is None or not isinstance(stage.step, OnnxStep):
+            raise ValueError(f"{stage.name} is not an ONNX stage")
+        original = onnx.load(str(parent))
+        model = onnx_step(original, stage.step, self.task)
+        notes = reasons_left_alone(original, stage.step)
+        about = self._about(stage, parent)
+        save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
+
+    def _parent_onnx(self, stage: Stage) -> Path | None:
+        if stage.parent is None:
+            return None
+        parent = self.stages[stage.parent]
+        return (self.store.find(parent.onnx_key) or self.onnx(parent)) / _ONNX
+
+    def _about(self, stage: Stage, parent: Path | None) -> ModelMetadata:
+        recipe, step = self.recipe, stage.step
+        made = msgspec.to_builtins(step) if step else baseline_step(recipe.network, recipe.train)
+        return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
+
+    def predictions(self, folder: Path) -> npt.NDArray[np.int64]:
+        """Return the classes that a model gives to the test samples, in the session that ships."""
+        options = self.recipe.bench.session
+        parts = {"model": sha256_of(folder / _ONNX), "data": self.task.digest, "session": options}
+        key = key_of({"kind": "predictions", **parts, "versions": stack_versions()})
+
+        def predict(aside: Path) -> None:
+            opened = open_model(folder / _ONNX, options)
+            np.save(aside / "predictions.npy", predict_classes(opened, self.task.test.raw))
+
+        found = self.store.find(key) or self.store.add(key, predict)
+        predicted: npt.NDArray[np.int64] = np.load(found / "predictions.npy")
+        return predicted
+
+    def measurement(self, folders: Sequence[Path]) -> Measurement:
+        """Time all models together, unless this very set was timed on this machine before."""
+        models = [folder / _ONNX for folder in folders]
+        machine = msgspec.structs.replace(this_environment(), load_average=None)
+        parts = {"models": [sha256_of(model) for model in models], "machine": machine}
+        key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench})
+
+        def measure(aside: Path) -> None:
+            measured = bench(
+                models,
+                self.recipe.bench,
+                seed=self.recipe.seed,
+                on_progress=self.watcher.bench_advanced,
+            )
+            (aside / _MEASUREMENT).write_bytes(msgspec.json.encode(measured))
+
+        found = self.store.find(key) or self.store.add(key, measure)
+        return msgspec.json.decode((found / _MEASUREMENT).read_bytes(), type=Measurement)
+
+    def finished(self, folders: Mapping[str, Path]) -> list[Finished]:
+        """Return what is known of every variant, the test samples looked at once for each."""
+        y, classes = self.task.test.y, len(self.task.labels)
+        predicted = {name: self.predictions(folder) for name, folder in folders.items()}
+
+        def against(name: str, reference: str | None) -> Comparison | None:
+            if reference is None:
+                return None
+            return compare(predicted[name], predicted[reference], y, classes=classes)
+
+        return [
+            Finished(
+                name=name,
+                parent=stage.parent,
+                artifact=read_record(folders[name] / _ONNX),
+                path=f"{_VARIANTS}/{name}/{_ONNX}",
+                evaluation=evaluate(predicted[name], y, classes=classes),
+                against_parent=against(name, stage.parent),
+                against_baseline=against(name, BASELINE if stage.parent else None),
+            )
+            for name, stage in self.stages.items()
+        ]
+
+    def histories(self) -> dict[str, Training]:
+        """Return how each trained variant learned, by name."""
+        trained = {}
+        for stage in self.stages.values():
+            folder = self.store.find(stage.keras_key) if stage.keras_key else None
+            text = (folder / _HISTORY).read_bytes() if folder else b"null"
+            history = msgspec.json.decode(text, type=History | None)
+            if history is not None:
+                trained[stage.name] = Training(
+                    epochs=tuple(dict(epoch) for epoch in history.epochs),
+                    kept_epoch=history.kept_epoch,
+                )
+        return trained
+
+
+def baseline_step(network: Network, train: Fit | None) -> dict[str, object]:
+    """Return what made a baseline, as data."""
+    made = {"kind": "train", "network": network, "train": train}
+    return dict(msgspec.to_builtins(made))
+
+
+def _source_digest(network: Network) -> str | None:
+    """Return the digest of the user's file that a network comes from, if it comes from one."""
+    if isinstance(network, KerasFile):
+        return sha256_of(Path(network.path))
+    if isinstance(network, PythonFunction):
+        spec = importlib.util.find_spec(network.module)
+        return sha256_of(Path(spec.origin)) if spec and spec.origin else None
+    return None
+
+
+def _data_facts(task: Task) -> Data:
+    return Data(
+        name=task.name,
+        licence=task.licence,
+        classes=len(task.labels),
+        sample_shape=task.input_shape,
+        test_samples=len(task.test),
+        train_samples=len(task.train),
+        validation_samples=len(task.validation),
+        calibration_samples=len(task.calibration),
+    )
+
+
+def _publish(folders: Mapping[str, Path], recipe: Recipe, task: Task, out: Path) -> None:
+    """Lay the run folder out: one folder per variant, the recipe and the test samples."""
+    variants = out / _VARIANTS
+    for name, folder in folders.items():
+        for file in (folder / _ONNX, record_path(folder / _ONNX)):
+            replace_file(variants / name / file.name, partial(shutil.copyfile, file))
+    for folder in variants.iterdir():
+        if folder.name not in folders:  # a variant of an earlier recipe in the same run folder
+            shutil.rmtree(folder)
+    replace_file(out / "recipe.toml", lambda aside: aside.write_text(to_toml(recipe), "utf-8"))
+    replace_file(out / "test.npz", EvalSet(x=task.test.raw, y=task.test.y).save)

@@ -1,0 +1,140 @@
+"""Shows how a run gets on: live bars on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from deploy.report.results import Results
+
+from compress.train.fit import EpochEnd
+from deploy.errors import needs_extra
+
+
+class ConsoleWatcher:
+    """A watcher that draws with rich: which variant, which epoch, how long still."""
+
+    def __init__(self, variants: int) -> None:
+        with needs_extra("compress"):
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._overall = self._bars.add_task("variants", total=variants, note="")
+        self._current: Any = None
+        self._variant = ""
+        self._began = 0.0
+        self._tenth = 0
+
+    def __enter__(self) -> ConsoleWatcher:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def begins(self, variant: str, *, epochs: int) -> None:
+        """Open a bar for a variant."""
+        self._variant, self._began = variant, time.monotonic()
+        self._replace(variant, total=epochs or None, note="training" if epochs else "working")
+        if not self._console.is_terminal:
+            self._console.print(f"{variant}: begins")
+
+    def epoch_ended(self, epoch: EpochEnd) -> None:
+        """Move the variant's bar on by one epoch."""
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+        self._bars.update(self._current, completed=epoch.epoch, note=numbers)
+        if not self._console.is_terminal:
+            left = epoch.seconds * (epoch.epochs - epoch.epoch)
+            self._console.print(
+                f"{self._variant}: epoch {epoch.epoch}/{epoch.epochs}  {numbers}  {left:.0f} s left",
+                soft_wrap=True,
+            )
+
+    def ended(self, variant: str, *, reused: bool) -> None:
+        """Tick a variant off."""
+        how = "done before" if reused else f"{time.monotonic() - self._began:.1f} s"
+        self._console.print(f"✓ {variant}  [dim]{how}[/dim]", markup=True)
+        self._bars.advance(self._overall)
+        self._replace(None)
+
+    def bench_advanced(self, done: int, total: int) -> None:
+        """Move the bar of the latency measurement."""
+        if self._current is None:
+            self._replace("timing all variants, interleaved", total=total)
+        self._bars.update(self._current, completed=done)
+        if not self._console.is_terminal and 10 * done // total > self._tenth:
+            self._tenth = 10 * done // total
+            self._console.print(f"timing all variants, interleaved: {10 * self._tenth} %")
+
+    def _replace(
+        self, description: str | None, *, total: int | None = None, note: str = ""
+    ) -> None:
+        if self._current is not None:
+            self._bars.remove_task(self._current)
+        self._current = (
+            None
+            if description is None
+            else self._bars.add_task(description, total=total, note=note)
+        )
+
+
+def print_table(results: Results) -> None:
+    """Print one line per variant on stdout."""
+    with needs_extra("compress"):
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=results.title, title_justify="left")
+    table.add_column("variant")
+    for heading in ("bytes", "gzip", "zeros", "accuracy", "Δ points", "p50 ms", "speed-up"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for variant in results.variants:
+        zeros = 1 - variant.nonzero_parameters / max(1, variant.parameters)
+        table.add_row(
+            variant.name,
+            f"{variant.size_bytes:,}",
+            f"{variant.gzip_bytes:,}",
+            f"{zeros:.0%}",
+            f"{variant.accuracy:.2%}",
+            _interval(
+                variant.baseline_delta_points,
+                variant.baseline_delta_low,
+                variant.baseline_delta_high,
+                "+.2f",
+            ),
+            "" if variant.p50_ms is None else f"{variant.p50_ms:.4f}",
+            _interval(variant.speedup, variant.speedup_low, variant.speedup_high, ".2f"),
+        )
+    Console().print(table)
+
+
+def _interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    if value is None or low is None or high is None:
+        return ""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -1,0 +1,71 @@
+"""Every step there is, and how each is carried out: the one list that a new technique joins."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from compress.data.task import Task
+from compress.prune.magnitude import MagnitudePrune, magnitude_prune, why_not_pruned
+from compress.quantize.post_training import (
+    QuantizeDynamic,
+    QuantizeStatic,
+    ToFloat16,
+    WeightOnly,
+    quantize_dynamic,
+    quantize_static,
+    to_float16,
+    weight_only,
+    why_not_quantized,
+)
+from compress.train.fit import OnEpoch
+
+KerasStep = MagnitudePrune
+"""Steps that take a Keras model and give one."""
+
+OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly
+"""Steps that take an ONNX model and give one."""
+
+Step = KerasStep | OnnxStep
+
+
+def keras_step(
+    model: Any, step: KerasStep, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+) -> Any:
+    """Return what a step makes of a tf-keras model, which is left alone."""
+    match step:
+        case MagnitudePrune():
+            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch)
+        case _:
+            assert_never(step)
+
+
+def onnx_step(model: Any, step: OnnxStep, task: Task) -> Any:
+    """Return what a step makes of an ONNX model (``onnx.ModelProto``), which is left alone."""
+    match step:
+        case QuantizeStatic():
+            return quantize_static(model, step, task)
+        case QuantizeDynamic():
+            return quantize_dynamic(model, step)
+        case ToFloat16():
+            return to_float16(model, step)
+        case WeightOnly():
+            return weight_only(model, step)
+        case _:
+            assert_never(step)
+
+
+def reasons_left_alone(model: Any, step: Step) -> dict[str, str]:
+    """Return why a step leaves layers of its input alone, by layer name."""
+    match step:
+        case MagnitudePrune():
+            reasons = {layer.name: why_not_pruned(layer, step) for layer in model.layers}
+            return {name: why for name, why in reasons.items() if why}
+        case QuantizeStatic() | QuantizeDynamic() | ToFloat16() | WeightOnly():
+            return why_not_quantized(model, step)
+        case _:
+            assert_never(step)
+
+
+def epochs_of(step: Step) -> int:
+    """Return how many epochs of training a step takes."""
+    return step.fine_tune.epochs if isinstance(step, MagnitudePrune) else 0

@@ -1,0 +1,121 @@
+"""Finished steps on disk: content-addressed, atomic, shared by every run that needs them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from deploy.errors import UserError
+from deploy.record import sha256_of
+
+_DIGESTS = "digests.json"
+
+
+def key_of(parts: Mapping[str, object]) -> str:
+    """Return the name under which the result of ``parts`` is kept: equal parts, equal key.
+
+    >>> key_of({"step": "a", "seed": 1}) == key_of({"seed": 1, "step": "a"})
+    True
+    """
+    import hashlib
+
+    text = msgspec.json.encode(dict(parts), order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+class Store:
+    """A folder of finished steps, one sub-folder per key.
+
+    A step is written beside its place and renamed into it, so a folder under a key is complete;
+    it also holds the digest of each of its files, so a damaged one is found out and made again.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._partial = root / "partial"
+
+    def find(self, key: str) -> Path | None:
+        """Return the finished folder of ``key``, or None if it is missing or damaged."""
+        folder = self.root / key
+        try:
+            digests = msgspec.json.decode((folder / _DIGESTS).read_bytes(), type=dict[str, str])
+            intact = all(sha256_of(folder / name) == digest for name, digest in digests.items())
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return folder if intact else None
+
+    def add(self, key: str, fill: Callable[[Path], None]) -> Path:
+        """Let ``fill`` write files into an empty folder, then give it its final name at once.
+
+        Raises:
+            UserError: if the disk is full or the store cannot be written.
+        """
+        self._sweep()
+        aside = self._partial / f"{_owner()}-{uuid.uuid4().hex}"
+        final = self.root / key
+        try:
+            aside.mkdir(parents=True)
+            fill(aside)
+            files = sorted(path for path in aside.iterdir() if path.is_file())
+            digests = {path.name: sha256_of(path) for path in files}
+            (aside / _DIGESTS).write_bytes(msgspec.json.encode(digests))
+            for path in (*files, aside / _DIGESTS):
+                _flush(path)
+            if final.exists() and self.find(key) is None:
+                shutil.rmtree(final)
+            try:
+                aside.rename(final)
+            except OSError:
+                if self.find(key) is None:  # else another run finished the same step first
+                    raise
+            _flush(self.root)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}:
+                raise UserError(
+                    f"{self.root}: cannot keep the finished step: {error.strerror}; "
+                    f"make room or give another folder with --store, then run the same command again"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return final
+
+    def _sweep(self) -> None:
+        """Remove what runs that were killed on this machine left half-written."""
+        if not self._partial.is_dir():
+            return
+        host = _owner().rpartition("-")[0]
+        for folder in self._partial.iterdir():
+            owner, _, pid = folder.name.rpartition("-")[0].rpartition("-")
+            if owner == host and pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Force a file or folder onto the disk, so that a power cut cannot leave an empty one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

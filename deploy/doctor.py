@@ -1,0 +1,95 @@
+"""What this machine is good for, and what it lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+
+from deploy.machine import SCHEMES, Scheme, this_environment, this_target
+from deploy.record import Environment, Record
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "compress": (
+        "tensorflow",
+        "tf_keras",
+        "tensorflow_model_optimization",
+        "tf2onnx",
+        "onnx",
+        "sklearn",
+        "PIL",
+        "rich",
+        "tomli_w",
+    ),
+    "report": ("matplotlib", "jinja2"),
+}
+"""The modules that each extra brings."""
+
+
+class Diagnosis(Record):
+    """What ``lightship doctor`` found."""
+
+    environment: Environment
+    scheme: Scheme
+    """The quantization scheme that fits this machine."""
+    missing: dict[str, tuple[str, ...]]
+    """Modules that are not installed, by the extra that brings them."""
+    advice: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the diagnosis as lines for a person."""
+        here, scheme = self.environment, self.scheme
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(here.versions.items()))
+        memory = f"{here.memory_bytes / 2**30:.1f} GiB"
+        kind = f"{scheme.activations.upper()}{scheme.weights.upper()}"
+        extras = [
+            f"{extra}: " + (f"lacks {', '.join(lacks)}" if lacks else "complete")
+            for extra, lacks in self.missing.items()
+        ]
+        rows = {
+            "processor": f"{here.cpu}, {here.cores} cores, {memory}",
+            "instructions": " ".join(here.isa) or "nothing that helps int8",
+            "system": f"{here.os}, Python {here.python}",
+            "versions": versions,
+            "int8 scheme": f"{kind}, target {here.target}"
+            + (", 7-bit weights (reduce_range)" if scheme.reduce_range else ""),
+            "extras": "; ".join(extras),
+        }
+        return [
+            *(f"{name:13} {value}" for name, value in rows.items()),
+            *(f"{'advice':13} {line}" for line in self.advice),
+        ]
+
+
+def examine() -> Diagnosis:
+    """Look at this machine."""
+    environment = this_environment()
+    missing = {
+        extra: tuple(name for name in modules if importlib.util.find_spec(name) is None)
+        for extra, modules in EXTRAS.items()
+    }
+    return Diagnosis(
+        environment=environment,
+        scheme=SCHEMES[this_target()],
+        missing=missing,
+        advice=_advice(environment, missing),
+    )
+
+
+def _advice(environment: Environment, missing: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    advice = []
+    if environment.target == "x86-avx2":
+        advice.append("no VNNI here: int8 kernels saturate at 8-bit weights, so 7 bits are used")
+    if environment.governor not in {None, "performance"}:
+        advice.append(
+            f"the CPU governor is {environment.governor}: clocks will wander while timing; "
+            "set it to performance"
+        )
+    busy = environment.load_average
+    if busy is not None and busy > environment.cores / 2:
+        advice.append(f"the load average is {busy:.1f}: time models when the machine is idle")
+    advice += [
+        f"install what is missing with: pip install 'lightship[{extra}]'"
+        for extra, lacks in missing.items()
+        if lacks
+    ]
+    return tuple(advice)
