@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from compress.data.task import Task
-from compress.export.facts import keras_layer_facts, layer_facts
+from compress.export.facts import layer_facts
 from compress.export.metadata import with_metadata
 from deploy.errors import UserError
 from deploy.preprocess import Preprocess
@@ -84,7 +85,7 @@ def save_keras(
     if path.suffix != ".keras":
         raise UserError(f"--out: a Keras model must end in .keras, got {path}")
     replace_file(path, model.save)
-    return _save_record("keras", path, about, seed, keras_layer_facts(model, notes))
+    return _save_record("keras", path, about, seed, _keras_layer_facts(model, notes))
 
 
 def read_record(path: Path) -> Artifact:
@@ -166,3 +167,25 @@ def _save_record(
     text = msgspec.json.format(msgspec.json.encode(artifact))
     replace_file(record_path(path), lambda aside: aside.write_bytes(text))
     return artifact
+
+
+def _keras_layer_facts(model: Any, notes: Mapping[str, str]) -> tuple[LayerFacts, ...]:
+    """Describe every layer of a tf-keras model that has a kernel, also in models inside it."""
+    facts: list[LayerFacts] = []
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            facts.extend(_keras_layer_facts(layer, notes))
+            continue
+        kernels = [w.numpy() for w in layer.trainable_weights if len(w.shape) > 1]
+        if kernels:
+            facts.append(
+                LayerFacts(
+                    name=layer.name,
+                    kind=type(layer).__name__,
+                    parameters=sum(kernel.size for kernel in kernels),
+                    zeros=sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels),
+                    bits=8 * kernels[0].itemsize,
+                    note=notes.get(layer.name),
+                )
+            )
+    return tuple(facts)

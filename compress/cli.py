@@ -238,14 +238,14 @@ def export(
     lightship export pruned.keras --data mnist-sample --out pruned.onnx
     """
     from compress.artifacts import save_onnx
-    from compress.export.to_onnx import Export
-    from compress.export.to_onnx import export as to_checked_onnx
+    from compress.export.proven import Export
+    from compress.export.proven import export as proven_export
     from compress.networks import load_keras
     from compress.pipeline import PARITY_SAMPLES
 
     settings = _convert({"opset": opset} if opset else {}, Export)
     task = _task(options, like=model)
-    exported = to_checked_onnx(
+    exported = proven_export(
         load_keras(model, trust_code=trust_code), settings, task.validation.x[:PARITY_SAMPLES]
     )
     about = _describe(task, {"kind": "export", **_builtins(settings)}, parent=model)

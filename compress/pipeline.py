@@ -32,7 +32,7 @@ from compress.artifacts import (
 )
 from compress.data.splits import load_task
 from compress.data.task import Task
-from compress.export.to_onnx import export
+from compress.export.proven import export
 from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (

@@ -13,7 +13,7 @@ from deploy.bench import Bench
 from msgspec import Meta
 
 from compress.data.sources import Data
-from compress.export.to_onnx import Export
+from compress.export.proven import Export
 from compress.networks import Network
 from compress.steps import KerasStep, OnnxStep, Step
 from compress.train.fit import Fit
