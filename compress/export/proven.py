@@ -1,0 +1,45 @@
+"""An export that is proven on the spot: same samples, same numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from compress.export.parity import require_parity
+from compress.export.to_onnx import NEWEST_OPSET, OLDEST_OPSET, to_onnx
+from deploy.record import Record
+from deploy.session import open_model
+
+
+class Export(Record):
+    """How a Keras model becomes ONNX."""
+
+    opset: Annotated[int, Meta(ge=OLDEST_OPSET, le=NEWEST_OPSET)] = 17
+    tolerance: Annotated[float, Meta(gt=0)] = 1e-4
+    """Largest difference from Keras that is allowed in any output."""
+
+
+def export(model: Any, settings: Export, samples: npt.NDArray[Any]) -> Any:
+    """Return a tf-keras model as an ``onnx.ModelProto`` that gives the same numbers.
+
+    Args:
+        model: a built tf-keras model; left alone.
+        settings: opset and tolerance.
+        samples: real preprocessed samples ``(n, ...)`` on which Keras and ONNX Runtime, opened as
+            it ships, are compared.
+
+    Raises:
+        UserError: if the model cannot be exported.
+        ParityError: if any output differs by more than the tolerance.
+    """
+    exported = to_onnx(model, opset=settings.opset)
+
+    def keras(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.asarray(model(x, training=False))
+
+    opened = open_model(exported.SerializeToString())
+    require_parity(keras, opened.run, samples, tolerance=settings.tolerance)
+    return exported
