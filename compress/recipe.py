@@ -37,7 +37,7 @@ class Variant(_Part):
     step: Step
 
 
-class Recipe(_Part):
+class Recipe(_Part, kw_only=True):
     """Data, baseline, variants and measurement."""
 
     name: Name
