@@ -104,37 +104,38 @@ class ConsoleWatcher:
 
 
 def print_table(results: Results) -> None:
-    """Print one line per variant on stdout."""
+    """Print one line per variant on stdout; the intervals are against the baseline."""
     with needs_extra("compress"):
         from rich import box
         from rich.console import Console
         from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=results.title, title_justify="left")
-    table.add_column("variant")
-    for heading in ("bytes", "gzip", "zeros", "accuracy", "Δ points", "p50 ms", "speed-up"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=results.title)
+    table.add_column("variant", no_wrap=True)
+    for heading in ("kB", "gzip kB", "accuracy", "Δ points", "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for variant in results.variants:
-        zeros = 1 - variant.nonzero_parameters / max(1, variant.parameters)
+        delta = (
+            variant.baseline_delta_points,
+            variant.baseline_delta_low,
+            variant.baseline_delta_high,
+        )
+        speed = (variant.speedup, variant.speedup_low, variant.speedup_high)
         table.add_row(
             variant.name,
-            f"{variant.size_bytes:,}",
-            f"{variant.gzip_bytes:,}",
-            f"{zeros:.0%}",
+            f"{variant.size_bytes / 1e3:,.1f}",
+            f"{variant.gzip_bytes / 1e3:,.1f}",
             f"{variant.accuracy:.2%}",
-            _interval(
-                variant.baseline_delta_points,
-                variant.baseline_delta_low,
-                variant.baseline_delta_high,
-                "+.2f",
-            ),
-            "" if variant.p50_ms is None else f"{variant.p50_ms:.4f}",
-            _interval(variant.speedup, variant.speedup_low, variant.speedup_high, ".2f"),
+            _interval(delta, "+.2f"),
+            _interval(speed, ".2f") if variant.parent else "1",
         )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table, width=max(80, console.width))
 
 
-def _interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+def _interval(estimate: tuple[float | None, float | None, float | None], form: str) -> str:
+    """Return an estimate with its interval, with a true minus; nothing if it was not measured."""
+    value, low, high = estimate
     if value is None or low is None or high is None:
         return ""
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]".replace("-", "−")

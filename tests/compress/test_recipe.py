@@ -1,0 +1,119 @@
+import pytest
+
+from compress.networks import LeNet5
+from compress.recipe import load_recipe, parse_recipe, shipped_recipes, to_toml
+from deploy.errors import UserError
+
+HEAD = """
+name = "try"
+[data]
+source = "mnist-sample"
+[network]
+kind = "lenet_5"
+[train]
+epochs = 1
+"""
+
+PRUNED = """
+[[variant]]
+name = "pruned"
+from = "baseline"
+[variant.step]
+kind = "magnitude_prune"
+final_sparsity = 0.9
+fine_tune = { epochs = 1 }
+"""
+
+
+def variant(name: str, parent: str, step: str = '{ kind = "quantize_static" }') -> str:
+    return f'[[variant]]\nname = "{name}"\nfrom = "{parent}"\nstep = {step}\n'
+
+
+def test_a_recipe_decodes_into_typed_values():
+    recipe = parse_recipe(HEAD + PRUNED)
+    assert recipe.network == LeNet5()
+    assert recipe.variants[0].step.final_sparsity == 0.9
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_is_named_as_its_file_and_survives_a_round_trip(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert parse_recipe(to_toml(recipe)) == recipe
+
+
+def test_the_promised_recipes_ship():
+    promised = {"demo", "mnist_mlp", "lenet_300_100", "lenet_5", "fashion_resnet_8"}
+    assert promised <= set(shipped_recipes())
+
+
+def test_variants_may_be_written_before_their_parents():
+    recipe = parse_recipe(HEAD + variant("pruned-int8", "pruned") + PRUNED)
+    assert [v.name for v in recipe.variants] == ["pruned", "pruned-int8"]
+
+
+MISTAKES = {
+    "not TOML": ("name = ", "not valid TOML"),
+    "unknown key": (HEAD + "[tran]\nepochs = 1\n", r"unknown key 'tran'.*did you mean train\?"),
+    "unknown key in a table": (
+        HEAD.replace("epochs", "epoch"),
+        r"train: unknown key 'epoch'.*did you mean epochs\?",
+    ),
+    "unknown key in a step": (
+        HEAD + PRUNED.replace("final_sparsity", "final_sparsty"),
+        r"variant 'pruned': step: unknown key 'final_sparsty'.*did you mean final_sparsity\?",
+    ),
+    "wrong type": (HEAD.replace("epochs = 1", 'epochs = "1"'), r"train.epochs: Expected `int`"),
+    "sparsity of 1.5": (
+        HEAD + PRUNED.replace("0.9", "1.5"),
+        r"variant 'pruned': step.final_sparsity: Expected `float` < 1.0, got 1.5",
+    ),
+    "unknown network": (
+        HEAD.replace("lenet_5", "lenet_6"),
+        r"network.kind: no such kind 'lenet_6'; there are .*did you mean lenet_5\?",
+    ),
+    "unknown step": (
+        HEAD + variant("a", "baseline", '{ kind = "quantise_static" }'),
+        r"variant 'a': step.kind: no such kind 'quantise_static'.*did you mean quantize_static\?",
+    ),
+    "missing key": (HEAD.replace("epochs = 1", ""), r"train: .*missing required field `epochs`"),
+    "unknown parent": (
+        HEAD + variant("a", "basline"),
+        r"variant 'a': from = 'basline' does not exist; .*did you mean baseline\?",
+    ),
+    "cycle": (
+        HEAD + variant("a", "b") + variant("b", "a"),
+        "variants form a cycle: a → b → a",
+    ),
+    "its own parent": (HEAD + variant("a", "a"), "variants form a cycle: a → a"),
+    "name taken": (HEAD + PRUNED + PRUNED, "variant 'pruned': this name is taken"),
+    "the baseline's name": (HEAD + variant("baseline", "baseline"), "this name is taken"),
+    "a name that is a path": (HEAD + variant("../a", "baseline"), r"name: .*got '../a'"),
+    "a Keras step after an ONNX step": (
+        HEAD + variant("int8", "baseline") + PRUNED.replace('"baseline"', '"int8"'),
+        "step 'magnitude_prune' needs a Keras model, but 'int8' is ONNX after 'quantize_static'",
+    ),
+    "nothing to train": (HEAD.split("[train]")[0], "train: .* has to be trained"),
+    "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),
+    "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: .*`name`"),
+    "unknown source": (HEAD.replace("mnist-sample", "minst"), r"source 'minst' is unknown"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_is_one_line_that_names_the_place(text, line):
+    with pytest.raises(UserError, match=line) as caught:
+        parse_recipe(text, where="try.toml")
+    assert str(caught.value).startswith("try.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_does_not_exist_names_those_that_ship():
+    with pytest.raises(UserError, match=r"lenet5: cannot read .*did you mean lenet_5\?"):
+        load_recipe("lenet5")
+
+
+def test_a_recipe_that_is_not_text_is_one_line(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_recipe(str(tmp_path / "a.toml"))
