@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -16,6 +17,15 @@ from deploy.errors import UserError
 from deploy.record import sha256_of
 
 _DIGESTS = "digests.json"
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+}
+"""Errors of the disk, not of the step that was writing to it."""
 
 
 def key_of(parts: Mapping[str, object]) -> str:
@@ -24,8 +34,6 @@ def key_of(parts: Mapping[str, object]) -> str:
     >>> key_of({"step": "a", "seed": 1}) == key_of({"seed": 1, "step": "a"})
     True
     """
-    import hashlib
-
     text = msgspec.json.encode(dict(parts), order="deterministic")
     return hashlib.sha256(text).hexdigest()[:32]
 
@@ -77,7 +85,7 @@ class Store:
                     raise
             _flush(self.root)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}:
+            if error.errno in _CANNOT_WRITE:
                 raise UserError(
                     f"{self.root}: cannot keep the finished step: {error.strerror}; "
                     f"make room or give another folder with --store, then run the same command again"
