@@ -111,6 +111,7 @@ class Environment(Record):
     """The quantization target this machine is: ``x86-vnni``, ``x86-avx2`` or ``arm64``."""
     cores: int
     memory_bytes: int
+    """Physical memory; 0 where the system does not say."""
     governor: str | None
     """CPU frequency governor, or None where the system does not say."""
     load_average: float | None
