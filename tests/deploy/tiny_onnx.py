@@ -10,7 +10,7 @@ import struct
 import numpy as np
 
 _ELEM_TYPES = {
-    "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10,
+    "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "float64": 11,
 }  # fmt: skip
 
 
