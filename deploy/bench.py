@@ -22,7 +22,16 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from deploy.bench_child import STEADY_WITHIN, Opened, OpenJob, Outcome, Refused, Timed, TimeJob
+from deploy.bench_child import (
+    STEADY_WITHIN,
+    Conditions,
+    Opened,
+    OpenJob,
+    Outcome,
+    Refused,
+    Timed,
+    TimeJob,
+)
 from deploy.errors import UserError
 from deploy.intervals import bootstrap_mean
 from deploy.machine import this_environment
@@ -43,7 +52,7 @@ _NOISY_WAIT = 0.02
 _NOISY_UNSTEADY = 0.10
 
 
-class Bench(Record):
+class Bench(Record, frozen=True):
     """How to bench. Five small networks take about 40 s as it stands.
 
     A process takes about ``models × sessions_per_process × rounds × 1.5 × block_ms``.
@@ -106,13 +115,13 @@ def bench(
     timed: list[Timed] = []
     total = len(files) * _OPENINGS + settings.processes
     with tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch:
-        told = {
-            "session": settings.session,
-            "batch": settings.batch,
-            "seed": seed,
-            "inputs": _save(inputs, Path(scratch, "inputs.npy")),
-            "trace": str(Path(scratch, "trace")),
-        }
+        conditions = Conditions(
+            session=settings.session,
+            batch=settings.batch,
+            seed=seed,
+            inputs=_save(inputs, Path(scratch, "inputs.npy")),
+            trace=str(Path(scratch, "trace")),
+        )
 
         def progress() -> None:
             if on_progress is not None:
@@ -120,17 +129,17 @@ def bench(
 
         for _ in range(_OPENINGS):
             for index in rng.permutation(len(files)):
-                job = OpenJob(models=(files[index],), **told)
+                job = OpenJob(models=(files[index],), conditions=conditions)
                 opened[index].append(_run_child(job, Opened, settings.time_limit_s))
                 progress()
         for process in range(settings.processes):
             timing = TimeJob(
                 models=files,
+                conditions=conditions,
                 process=process,
                 sessions=settings.sessions_per_process,
                 rounds=settings.rounds,
                 block_ms=settings.block_ms,
-                **told,
             )
             timed.append(_run_child(timing, Timed, settings.time_limit_s))
             progress()
@@ -270,7 +279,7 @@ def _run_child(job: OpenJob | TimeJob, kind: type[_Seen], time_limit_s: float) -
 def _at(job: OpenJob | TimeJob) -> str:
     """Return the model that a child was at when it ended."""
     try:
-        return job.models[int.from_bytes(Path(job.trace).read_bytes(), "little")]
+        return job.models[int.from_bytes(Path(job.conditions.trace).read_bytes(), "little")]
     except FileNotFoundError:  # it ended before it was at any
         return " ".join(job.models)
 

@@ -27,27 +27,30 @@ STEADY_WITHIN = 0.05
 _WARM_UP_WINDOWS = 20
 
 
-class Job(Record):
-    """What every child is told.
+class Conditions(Record, frozen=True):
+    """What holds for every process of a bench."""
 
-    The files come with absolute paths. ``inputs`` is an ``.npy`` of model inputs ``(n, ...)``, or
-    None for random ones.
-    """
-
-    models: tuple[str, ...]
     session: SessionOptions
     batch: int
     seed: int
     inputs: str | None
+    """An ``.npy`` file of model inputs ``(n, ...)``, or None for random ones."""
     trace: str
-    """A file in which the child keeps the index of the model it is at, for when it dies."""
+    """A file in which the process keeps the index of the model it is at, for when it dies."""
 
 
-class OpenJob(Job, tag_field="kind", tag="open"):
+class Job(Record, frozen=True):
+    """Files, by absolute path, and the conditions to open them under."""
+
+    models: tuple[str, ...]
+    conditions: Conditions
+
+
+class OpenJob(Job, frozen=True, tag_field="kind", tag="open"):
     """Open one model in this fresh process and run it."""
 
 
-class TimeJob(Job, tag_field="kind", tag="time"):
+class TimeJob(Job, frozen=True, tag_field="kind", tag="time"):
     """Time several sessions of every model, interleaved."""
 
     process: int
@@ -56,7 +59,7 @@ class TimeJob(Job, tag_field="kind", tag="time"):
     block_ms: float
 
 
-class Opened(Record, tag_field="kind", tag="opened"):
+class Opened(Record, frozen=True, tag_field="kind", tag="opened"):
     """What an ``OpenJob`` saw."""
 
     load_ms: float
@@ -65,7 +68,7 @@ class Opened(Record, tag_field="kind", tag="opened"):
     """Of the whole process: Python, numpy, ONNX Runtime, the model and one run of one sample."""
 
 
-class SessionTimes(Record):
+class SessionTimes(Record, frozen=True):
     """What one session took."""
 
     p50_ms: float
@@ -76,7 +79,7 @@ class SessionTimes(Record):
     """Whether warming up ended because the times had settled."""
 
 
-class Timed(Record, tag_field="kind", tag="timed"):
+class Timed(Record, frozen=True, tag_field="kind", tag="timed"):
     """What a ``TimeJob`` saw."""
 
     models: tuple[tuple[SessionTimes, ...], ...]
@@ -85,7 +88,7 @@ class Timed(Record, tag_field="kind", tag="timed"):
     """Fraction of the timed span in which the thread was not running: others had the processor."""
 
 
-class Refused(Record, tag_field="kind", tag="refused"):
+class Refused(Record, frozen=True, tag_field="kind", tag="refused"):
     """The user's mistake that ended the job."""
 
     reason: str
@@ -97,7 +100,7 @@ Outcome = Opened | Timed | Refused
 def main() -> None:
     """Do the job on stdin and write its outcome to stdout."""
     job: OpenJob | TimeJob = msgspec.json.decode(sys.stdin.buffer.read(), type=OpenJob | TimeJob)
-    trace = os.open(job.trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    trace = os.open(job.conditions.trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
     def at(index: int) -> None:
         os.pwrite(trace, index.to_bytes(4, "little"), 0)
@@ -113,9 +116,9 @@ def main() -> None:
 def _open(job: OpenJob, at: Callable[[int], None]) -> Opened:
     at(0)
     start = time.perf_counter_ns()
-    model = open_model(Path(job.models[0]), job.session)
+    model = open_model(Path(job.models[0]), job.conditions.session)
     load_ms = (time.perf_counter_ns() - start) / 1e6
-    inputs = _inputs(model, job)
+    inputs = _inputs(model, job.conditions)
     model.run(inputs[:1])
     peak = _peak_rss_bytes()
     model.run(inputs)  # a model that cannot run at this batch is better met here than while timing
@@ -133,22 +136,22 @@ def _peak_rss_bytes() -> int:
     return peak_rss if sys.platform == "darwin" else peak_rss * 1024
 
 
-def _inputs(model: Model, job: Job) -> npt.NDArray[Any]:
+def _inputs(model: Model, conditions: Conditions) -> npt.NDArray[Any]:
     """Return ``batch`` inputs: those given, over and over, or random ones."""
-    if model.fixed_batch is not None and job.batch != model.fixed_batch:
+    if model.fixed_batch is not None and conditions.batch != model.fixed_batch:
         raise UserError(
             f"{model.where}: takes one sample at a time, so it cannot be timed at a batch of "
-            f"{job.batch}; bench it with a batch of 1"
+            f"{conditions.batch}; bench it with a batch of 1"
         )
-    if job.inputs is None:
-        return random_inputs(model, job.batch, seed=job.seed)
-    given = np.load(job.inputs, allow_pickle=False)
+    if conditions.inputs is None:
+        return random_inputs(model, conditions.batch, seed=conditions.seed)
+    given = np.load(conditions.inputs, allow_pickle=False)
     if given.shape[1:] != model.input_shape or len(given) == 0:
         raise UserError(
             f"{model.where}: inputs of shape {given.shape} do not fit the input "
             f"{model.input_name!r}, which takes (n, {', '.join(map(str, model.input_shape))})"
         )
-    rows = np.arange(job.batch) % len(given)
+    rows = np.arange(conditions.batch) % len(given)
     return np.ascontiguousarray(given[rows].astype(model.input_dtype, copy=False))
 
 
@@ -213,14 +216,14 @@ class _Lane:
 
 
 def _time(job: TimeJob, at: Callable[[int], None]) -> Timed:
-    rng = np.random.default_rng((job.seed, job.process))
+    rng = np.random.default_rng((job.conditions.seed, job.process))
     # Where a session's memory lies depends on what was opened before it: that order is random too.
     places = rng.permutation(np.repeat(np.arange(len(job.models)), job.sessions)).tolist()
     single, batched = [], []
     for index in places:
         at(index)
-        model = open_model(Path(job.models[index]), job.session)
-        inputs = _inputs(model, job)
+        model = open_model(Path(job.models[index]), job.conditions.session)
+        inputs = _inputs(model, job.conditions)
         one = np.ascontiguousarray(inputs[:1])
         single.append(_Lane(index=index, model=model, inputs=one))
         batched.append(_Lane(index=index, model=model, inputs=inputs))

@@ -36,7 +36,7 @@ def predict_classes(model: Model, samples: npt.NDArray[Any]) -> Classes:
             f"{broken.size} of {len(scores)} samples, the first of them sample {broken[0]}; "
             f"look for overflow in the model or NaN in the samples"
         )
-    return scores.argmax(axis=1).astype(np.int64)
+    return np.asarray(scores.argmax(axis=1), np.int64)
 
 
 def evaluate(predicted: Classes, y: Classes, *, classes: int) -> Evaluation:

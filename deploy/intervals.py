@@ -76,7 +76,7 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     for k in range(min(only_first, only_second)):
         term = term * (discordant - k) // (k + 1)
         tail += term
-    return min(1.0, 2 * tail / 2**discordant)
+    return min(1.0, tail / 2 ** (discordant - 1)) if discordant else 1.0
 
 
 def bootstrap_mean(values: npt.NDArray[np.float64], rng: np.random.Generator) -> Interval:

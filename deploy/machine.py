@@ -17,7 +17,7 @@ from deploy.record import Environment, Record
 Target = Literal["x86-vnni", "x86-avx2", "arm64"]
 
 
-class Scheme(Record):
+class Scheme(Record, frozen=True):
     """The 8-bit integers that a target's kernels are fast and exact on."""
 
     activations: Literal["u8", "s8"]
@@ -67,7 +67,7 @@ _ARM_PARTS = {
 }
 
 
-class Cpu(Record):
+class Cpu(Record, frozen=True):
     """A processor's name and the instruction sets that matter to int8 kernels, sorted."""
 
     name: str
@@ -75,9 +75,9 @@ class Cpu(Record):
 
 
 def parse_cpuinfo(text: str) -> Cpu:
-    """Read the text of Linux's ``/proc/cpuinfo``; of unequal cores, the first one counts.
+    r"""Read the text of Linux's ``/proc/cpuinfo``; of unequal cores, the first one counts.
 
-    >>> parse_cpuinfo("model name\\t: Old CPU\\nflags\\t\\t: fpu sse2 avx avx2\\n")
+    >>> parse_cpuinfo("model name\t: Old CPU\nflags\t\t: fpu sse2 avx avx2\n")
     Cpu(name='Old CPU', isa=('avx2',))
     """
     fields: dict[str, str] = {}
@@ -101,9 +101,9 @@ def _linux_cpu_name(fields: Mapping[str, str]) -> str:
 
 
 def parse_sysctl(text: str) -> Cpu:
-    """Read what macOS prints for ``sysctl machdep.cpu hw.optional``.
+    r"""Read what macOS prints for ``sysctl machdep.cpu hw.optional``.
 
-    >>> parse_sysctl("machdep.cpu.brand_string: Apple M1\\nhw.optional.arm.FEAT_DotProd: 1\\n")
+    >>> parse_sysctl("machdep.cpu.brand_string: Apple M1\nhw.optional.arm.FEAT_DotProd: 1\n")
     Cpu(name='Apple M1', isa=('dotprod',))
     """
     fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)

@@ -17,7 +17,7 @@ from deploy.record import Record, SessionOptions
 _PREFIX = "lightship."
 
 
-class ModelMetadata(Record):
+class ModelMetadata(Record, frozen=True):
     """What travels inside the model file, so that the file alone is enough to use it."""
 
     step: dict[str, object] = {}
