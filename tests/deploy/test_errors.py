@@ -6,9 +6,9 @@ from deploy.errors import MissingExtraError, ParityError, UserError, needs_extra
 
 
 def test_a_missing_import_names_the_extra_to_install():
-    with pytest.raises(MissingExtraError, match=r"pip install 'lightship\[report\]'") as caught:
-        with needs_extra("report"):
-            importlib.import_module("a_package_that_nobody_has")
+    pattern = r"pip install 'lightship\[report\]'"
+    with pytest.raises(MissingExtraError, match=pattern) as caught, needs_extra("report"):
+        importlib.import_module("a_package_that_nobody_has")
     assert str(caught.value).startswith("a_package_that_nobody_has is not installed")
     assert "\n" not in str(caught.value)
 

@@ -36,7 +36,7 @@ def model(
     """
     graph = b"".join(
         [
-            *(_bytes(1, _node(index, *node)) for index, node in enumerate(nodes)),
+            *(_bytes(1, _node(index, node)) for index, node in enumerate(nodes)),
             _bytes(2, b"tiny"),
             *(_bytes(5, _tensor(array, name)) for name, array in (initializers or {}).items()),
             *(_bytes(11, _value_info(name, *spec)) for name, spec in inputs.items()),
@@ -92,14 +92,15 @@ def _bytes(field: int, value: bytes) -> bytes:
     return _varint(field << 3 | 2) + _varint(len(value)) + value
 
 
-def _node(index, op_type, inputs, outputs, attributes=None, domain="") -> bytes:
+def _node(index, node) -> bytes:
+    op_type, inputs, outputs, attributes, domain = (*node, *({}, "")[len(node) - 3 :])
     return b"".join(
         [
             *(_bytes(1, name.encode()) for name in inputs),
             *(_bytes(2, name.encode()) for name in outputs),
             _bytes(3, f"{op_type.lower()}{index}".encode()),
             _bytes(4, op_type.encode()),
-            *(_bytes(5, _attribute(name, value)) for name, value in (attributes or {}).items()),
+            *(_bytes(5, _attribute(name, value)) for name, value in attributes.items()),
             _bytes(7, domain.encode()),
         ]
     )
