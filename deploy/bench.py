@@ -84,6 +84,7 @@ def bench(
     settings: Bench = Bench(),
     *,
     seed: int,
+    names: Sequence[str] | None = None,
     inputs: npt.NDArray[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
@@ -97,6 +98,7 @@ def bench(
         models: the files; the first is the reference of every speed-up.
         settings: how long, how often, with how many threads.
         seed: decides the order of everything, the random inputs and the bootstrap.
+        names: what warnings call the models; by default the names of the files.
         inputs: model inputs ``(n, ...)`` to run on; by default random ones.
         on_progress: called with processes done and processes in all.
 
@@ -152,7 +154,9 @@ def bench(
         processes=settings.processes,
         sessions_per_process=settings.sessions_per_process,
         latencies=latencies,
-        warnings=_warnings([path.name for path in models], environment, settings, timed, latencies),
+        warnings=_warnings(
+            names or [path.name for path in models], environment, settings, timed, latencies
+        ),
     )
 
 
@@ -251,6 +255,7 @@ _Seen = TypeVar("_Seen", Opened, Timed)
 
 def _run_child(job: OpenJob | TimeJob, kind: type[_Seen], time_limit_s: float) -> _Seen:
     """Do a job in a process of its own, which does not outlive this call, whatever ends it."""
+    Path(job.conditions.trace).unlink(missing_ok=True)
     try:
         child = subprocess.run(
             [sys.executable, "-m", "deploy.bench_child"],
@@ -277,11 +282,10 @@ def _run_child(job: OpenJob | TimeJob, kind: type[_Seen], time_limit_s: float) -
 
 
 def _at(job: OpenJob | TimeJob) -> str:
-    """Return the model that a child was at when it ended."""
-    try:
-        return job.models[int.from_bytes(Path(job.conditions.trace).read_bytes(), "little")]
-    except FileNotFoundError:  # it ended before it was at any
-        return " ".join(job.models)
+    """Return the model that a child was at when it ended, or all if it had not come to any."""
+    trace = Path(job.conditions.trace)
+    index = trace.read_bytes() if trace.exists() else b""
+    return job.models[int.from_bytes(index, "little")] if index else " ".join(job.models)
 
 
 def _end_of(child: subprocess.CompletedProcess[bytes]) -> str:

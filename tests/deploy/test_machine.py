@@ -105,6 +105,19 @@ def test_linux_says_the_processor_its_instructions_and_so_the_target(
     assert target_of(architecture, cpu.isa) == target
 
 
+@pytest.mark.parametrize(
+    ("flags", "target"),
+    [
+        ("sse2", "x86-avx2"),
+        ("avx2 avx512f avx512bw", "x86-avx2"),  # Skylake-X
+        ("avx2 avx_vnni", "x86-vnni"),  # Alder Lake
+        ("avx2 avx512f avx512_vnni", "x86-vnni"),  # Cascade Lake
+    ],
+)
+def test_only_vnni_makes_an_x86_a_vnni_target(flags, target):
+    assert target_of("AMD64", parse_cpuinfo(f"flags : {flags}").isa) == target
+
+
 def test_an_unlisted_arm_core_keeps_its_number():
     assert parse_cpuinfo("CPU part : 0xABC\n").name == "Arm part 0xabc"
 
