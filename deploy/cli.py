@@ -43,6 +43,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise _OneLine(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("stopped; what was finished is kept", err=True)
+            ctx.exit(130)  # 128 + SIGINT, as a shell says it
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added: that of the work."""

@@ -16,7 +16,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A frozen value that goes to JSON and back without loss."""
 
 
-class Interval(Record):
+class Interval(Record, frozen=True):
     """An estimate and its 95 % interval, all three in the unit of the field that holds it."""
 
     value: float
@@ -32,7 +32,7 @@ class Interval(Record):
         return self.low > point or self.high < point
 
 
-class LayerFacts(Record):
+class LayerFacts(Record, frozen=True):
     """One layer that has weights, as read from the bytes of the model file."""
 
     name: str
@@ -50,7 +50,7 @@ class LayerFacts(Record):
         return self.zeros / self.parameters if self.parameters else 0.0
 
 
-class Artifact(Record):
+class Artifact(Record, frozen=True):
     """A model file: what its bytes are, and how they came to be."""
 
     format: Literal["keras", "onnx"]
@@ -73,7 +73,7 @@ class Artifact(Record):
     data_licence: str = ""
 
 
-class Evaluation(Record):
+class Evaluation(Record, frozen=True):
     """The accuracy of one model on one evaluation set, measured in the session that ships."""
 
     samples: int
@@ -83,7 +83,7 @@ class Evaluation(Record):
     """Fraction correct per class, in label order; NaN-free: an absent class counts as 0."""
 
 
-class Comparison(Record):
+class Comparison(Record, frozen=True):
     """One model against another on the same samples, paired sample by sample."""
 
     delta_points: Interval
@@ -95,7 +95,7 @@ class Comparison(Record):
     recall_delta_points: tuple[float, ...]
 
 
-class SessionOptions(Record):
+class SessionOptions(Record, frozen=True):
     """How a model is opened. What was timed with these options ships with these options."""
 
     threads: int = 1
@@ -103,7 +103,7 @@ class SessionOptions(Record):
     """ONNX Runtime >= 1.23 re-quantises excluded float layers at load unless this one is off."""
 
 
-class Environment(Record):
+class Environment(Record, frozen=True):
     """The machine and the software that a measurement was made with."""
 
     cpu: str
@@ -114,6 +114,7 @@ class Environment(Record):
     """The quantization target this machine is: ``x86-vnni``, ``x86-avx2`` or ``arm64``."""
     cores: int
     memory_bytes: int
+    """Physical memory; 0 where the system does not say."""
     governor: str | None
     """CPU frequency governor, or None where the system does not say."""
     load_average: float | None
@@ -123,7 +124,7 @@ class Environment(Record):
     versions: dict[str, str]
 
 
-class Latency(Record):
+class Latency(Record, frozen=True):
     """What one machine saw of one model."""
 
     p50_ms: Interval
@@ -140,7 +141,7 @@ class Latency(Record):
     """Peak resident memory of a new process that opened the model and ran it once."""
 
 
-class Measurement(Record):
+class Measurement(Record, frozen=True):
     """One bench of several models, interleaved, on one machine."""
 
     environment: Environment

@@ -17,7 +17,7 @@ from deploy.record import Record, SessionOptions
 _PREFIX = "lightship."
 
 
-class ModelMetadata(Record):
+class ModelMetadata(Record, frozen=True):
     """What travels inside the model file, so that the file alone is enough to use it."""
 
     step: dict[str, object] = {}
@@ -33,7 +33,9 @@ class ModelMetadata(Record):
     def to_props(self) -> dict[str, str]:
         """Return one JSON text per field, keyed ``lightship.FIELD``, for ONNX ``metadata_props``."""
         fields = msgspec.structs.asdict(self)
-        return {_PREFIX + name: msgspec.json.encode(value).decode() for name, value in fields.items()}
+        return {
+            _PREFIX + name: msgspec.json.encode(value).decode() for name, value in fields.items()
+        }
 
     @staticmethod
     def from_props(props: dict[str, str]) -> ModelMetadata:
@@ -50,15 +52,20 @@ class ModelMetadata(Record):
         try:
             return msgspec.json.decode(msgspec.json.encode(ours), type=ModelMetadata)
         except msgspec.MsgspecError as error:
-            raise UserError(f"metadata_props: {_PREFIX}* entries do not decode ({error})") from error
+            raise UserError(
+                f"metadata_props: {_PREFIX}* entries do not decode ({error})"
+            ) from error
 
 
 class Model:
     """An open model with one input and one output of class scores.
 
     Attributes:
+        where: the file, as its user wrote it; errors begin with it.
         input_name: name of the graph's input.
         input_shape: shape of one sample, without the batch axis.
+        input_dtype: element type of the input.
+        fixed_batch: 1 if the model takes one sample at a time, None if the batch axis is free.
         output_name: name of the graph's output.
         metadata: what the file says of itself.
     """
@@ -70,17 +77,26 @@ class Model:
                 f"{where}: needs a model with one input and one output, "
                 f"got {len(inputs)} and {len(outputs)}"
             )
-        sample = tuple(inputs[0].shape[1:])
-        if not all(isinstance(size, int) for size in sample):
-            raise UserError(f"{where}: only the batch axis may be free, got shape {inputs[0].shape}")
-        self._session = session
-        self._dtype = _NUMPY_TYPES.get(inputs[0].type)
-        if self._dtype is None:
+        dtype = _NUMPY_TYPES.get(inputs[0].type)
+        if dtype is None:
             raise UserError(f"{where}: input type {inputs[0].type} is not supported")
+        batch, *sample = inputs[0].shape or [0]
+        if (isinstance(batch, int) and batch != 1) or not all(isinstance(n, int) for n in sample):
+            raise UserError(
+                f"{where}: the input needs a free batch axis (or one of 1) in front "
+                f"and no other free axis, got shape {inputs[0].shape}"
+            )
+        self._session = session
+        self.where = where
         self.input_name: str = inputs[0].name
-        self.input_shape: tuple[int, ...] = sample
+        self.input_shape: tuple[int, ...] = tuple(sample)
+        self.input_dtype: np.dtype[Any] = np.dtype(dtype)
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
         self.output_name: str = outputs[0].name
-        self.metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map)
+        try:
+            self.metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the output ``(n, ...)`` for preprocessed inputs ``(n, ...)``."""
@@ -91,17 +107,21 @@ class Model:
         """Preprocess raw samples as the model's own spec says and return the outputs ``(n, ...)``.
 
         Raises:
-            UserError: if the samples, once preprocessed, are not what the model takes.
+            UserError: if there are no samples, or they are not what the model takes once they are
+                preprocessed.
         """
+        if len(samples) == 0:
+            raise UserError(f"{self.where}: there are no samples to run")
         outputs = []
-        for start in range(0, len(samples), batch):
-            inputs = apply(self.metadata.preprocess, samples[start : start + batch])
+        step = self.fixed_batch or batch
+        for start in range(0, len(samples), step):
+            inputs = apply(self.metadata.preprocess, samples[start : start + step])
             if inputs.shape[1:] != self.input_shape:
                 raise UserError(
-                    f"samples of shape {inputs.shape[1:]} after preprocessing do not fit the model, "
-                    f"whose input {self.input_name!r} is {self.input_shape}"
+                    f"{self.where}: samples of shape {inputs.shape[1:]} after preprocessing do not "
+                    f"fit the input {self.input_name!r}, which takes {self.input_shape}"
                 )
-            outputs.append(self.run(inputs.astype(self._dtype, copy=False)))
+            outputs.append(self.run(inputs.astype(self.input_dtype, copy=False)))
         return np.concatenate(outputs)
 
 
@@ -136,8 +156,8 @@ def open_model(source: Path | bytes, options: SessionOptions = SessionOptions())
         options: how to open it.
 
     Raises:
-        UserError: if the file is missing, is no model that ONNX Runtime accepts, or has more than
-            one input or output.
+        UserError: if the file is missing, is no model that ONNX Runtime accepts, has more than
+            one input or output, or has metadata of ours that does not decode.
     """
     where = str(source) if isinstance(source, Path) else "model"
     if isinstance(source, Path) and not source.is_file():

@@ -1,0 +1,251 @@
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime, timezone
+
+import msgspec
+import numpy as np
+import pytest
+
+from compress import pipeline
+from compress.recipe import parse_recipe
+from compress.store import Store
+from deploy.evalset import EvalSet
+from deploy.evaluate import predict_classes
+from deploy.record import sha256_of
+from deploy.report.results import read_results
+from deploy.session import open_model
+
+RECIPE = """
+name = "small"
+[data]
+source = "npz:{data}"
+calibration_samples = 50
+[network]
+kind = "mlp"
+hidden = [16]
+[train]
+epochs = 2
+batch_size = 32
+[bench]
+processes = 5
+sessions_per_process = 1
+rounds = 2
+block_ms = 0.2
+[[variant]]
+name = "pruned"
+from = "baseline"
+[variant.step]
+kind = "magnitude_prune"
+final_sparsity = 0.5
+fine_tune = {{ epochs = 2, batch_size = 32 }}
+[[variant]]
+name = "int8"
+from = "pruned"
+step = {{ kind = "quantize_static" }}
+"""
+STARTED = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+
+class Heard:
+    """A watcher that remembers which variants were made and which were there."""
+
+    def __init__(self):
+        self.made, self.reused, self.epochs, self.timed = [], [], 0, False
+
+    def begins(self, variant, *, epochs):
+        pass
+
+    def epoch_ended(self, epoch):
+        self.epochs += 1
+
+    def ended(self, variant, *, reused):
+        (self.reused if reused else self.made).append(variant)
+
+    def bench_advanced(self, done, total):
+        self.timed = True
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three classes of 8×8 images that differ by which third of the rows is bright."""
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = rng.integers(0, 80, size=(300, 8, 8), dtype=np.uint8)
+    for label in range(3):
+        x[y == label, 2 * label : 2 * label + 3] += 120
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, x=x, y=y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(data):
+    return parse_recipe(RECIPE.format(data=data))
+
+
+def run(recipe, out, store):
+    heard = Heard()
+    results = pipeline.run(
+        recipe,
+        out=out,
+        store=Store(store),
+        watcher=heard,
+        command="lightship run small.toml",
+        now=STARTED,
+    )
+    return results, heard
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """A run folder, its store, its results and what its watcher heard."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder / "first", folder / "store", *run(recipe, folder / "first", folder / "store")
+
+
+def test_a_run_lays_out_report_models_recipe_and_test_samples(finished):
+    out, *_ = finished
+    made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    models = {f"variants/{name}/model.onnx" for name in ("baseline", "pruned", "int8")}
+    records = {f"{model}.json" for model in models}
+    tables = {"report.html", "report.md", "results.csv", "results.json"}
+    assert made == models | records | tables | {"recipe.toml", "test.npz"}
+
+
+def test_results_are_what_was_written(finished):
+    out, _, results, _ = finished
+    assert read_results(out / "results.json") == results
+
+
+def test_results_speak_of_the_very_files_in_the_run_folder(finished):
+    out, _, results, _ = finished
+    for variant in results.variants:
+        model = out / variant.path
+        assert variant.sha256 == sha256_of(model)
+        assert variant.size_bytes == model.stat().st_size
+
+
+def test_the_accuracy_in_the_results_is_that_of_the_file_on_the_test_samples(finished):
+    out, _, results, _ = finished
+    samples = EvalSet.load(out / "test.npz")
+    for variant in results.variants:
+        predicted = predict_classes(open_model(out / variant.path), samples.x)
+        assert variant.accuracy == np.mean(predicted == samples.y)
+
+
+def test_the_models_learned_something(finished):
+    assert all(variant.accuracy > 0.8 for variant in finished[2].variants)
+
+
+def test_pruned_zeros_are_in_the_bytes_of_the_quantized_model_too(finished):
+    by_name = {variant.name: variant for variant in finished[2].variants}
+    for name in ("pruned", "int8"):
+        first = by_name[name].layers[0]
+        assert first.sparsity >= 0.5
+    assert by_name["int8"].layers[0].bits == 8
+    assert by_name["baseline"].layers[0].sparsity < 0.1
+
+
+def test_the_model_file_alone_says_how_to_preprocess_and_where_it_comes_from(finished):
+    out, _, results, _ = finished
+    by_name = {variant.name: variant for variant in results.variants}
+    about = open_model(out / by_name["int8"].path).metadata
+    assert about.parent == by_name["pruned"].sha256
+    assert about.step["kind"] == "quantize_static"
+    assert about.labels == ("0", "1", "2")
+    assert about.preprocess
+    assert "tensorflow" in about.versions
+
+
+def test_a_second_run_repeats_nothing(finished, recipe):
+    out, store, first, _ = finished
+    second, heard = run(recipe, out, store)
+    assert heard.made == []
+    assert heard.reused == ["baseline", "pruned", "int8"]
+    assert not heard.timed
+    assert second == first
+
+
+def test_another_run_folder_shares_the_finished_steps(finished, recipe, tmp_path):
+    _, store, *_ = finished
+    _, heard = run(recipe, tmp_path / "second", store)
+    assert heard.made == []
+
+
+def test_a_changed_step_repeats_only_itself_and_its_children(finished, recipe, tmp_path):
+    _, store, *_ = finished
+    (pruned, int8) = recipe.variants
+    coarser = msgspec.structs.replace(
+        int8, step=msgspec.structs.replace(int8.step, per_channel=False)
+    )
+    _, heard = run(
+        msgspec.structs.replace(recipe, variants=(pruned, coarser)), tmp_path / "changed", store
+    )
+    assert heard.made == ["int8"]
+
+
+def test_another_seed_shares_nothing(finished, recipe):
+    task = pipeline.load_task(recipe.data, seed=0)
+    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    reseeded = msgspec.structs.replace(recipe, seed=1)
+    other = {stage.onnx_key for stage in pipeline.plan(reseeded, task).values()}
+    assert not keys & other
+
+
+def test_a_damaged_step_is_made_again_with_the_same_weights(finished, recipe, tmp_path):
+    out, store, results, _ = finished
+    task = pipeline.load_task(recipe.data, seed=recipe.seed)
+    stage = pipeline.plan(recipe, task)["pruned"]
+    model = Store(store).find(stage.onnx_key) / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1])
+    again, heard = run(recipe, tmp_path / "again", store)
+    assert heard.made == ["pruned"]
+    assert heard.epochs == 0  # the Keras model was kept: only the export was repeated
+    assert [v.accuracy for v in again.variants] == [v.accuracy for v in results.variants]
+
+
+def test_a_variant_that_left_the_recipe_leaves_the_run_folder(finished, recipe, tmp_path):
+    _, store, *_ = finished
+    run(recipe, tmp_path / "out", store)
+    run(msgspec.structs.replace(recipe, variants=()), tmp_path / "out", store)
+    assert [folder.name for folder in (tmp_path / "out/variants").iterdir()] == ["baseline"]
+
+
+def start(recipe_file, out):
+    command = [sys.executable, "-c", "from compress.cli import main; main()"]
+    return subprocess.Popen(
+        [*command, "run", str(recipe_file), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def read_until(stream, text):
+    for line in stream:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} was never printed")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_cut_off_in_training_goes_on_after_its_last_finished_step(data, tmp_path, how):
+    long = RECIPE.format(data=data).replace(
+        "fine_tune = { epochs = 2,", "fine_tune = { epochs = 4000,"
+    )
+    recipe_file = tmp_path / "small.toml"
+    recipe_file.write_text(long)
+    child = start(recipe_file, tmp_path / "out")
+    read_until(child.stderr, "pruned: epoch 1/")
+    child.send_signal(how)
+    stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert not (tmp_path / "out/results.json").exists()
+    _, heard = run(parse_recipe(RECIPE.format(data=data)), tmp_path / "out", tmp_path / ".store")
+    assert heard.reused == ["baseline"]
+    assert heard.made == ["pruned", "int8"]
