@@ -23,6 +23,13 @@ class _Op(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """One step on a batch of samples ``(n, ...)``."""
 
 
+def _require_float32(**values: float) -> None:
+    """Refuse numbers that float32 cannot hold: JSON cannot hold infinity or NaN either."""
+    for name, value in values.items():
+        if not abs(value) <= np.finfo(np.float32).max:
+            raise ValueError(f"{name} must be a number that float32 can hold, got {value}")
+
+
 class Cast(_Op, tag="cast"):
     """Change the element type."""
 
@@ -35,12 +42,23 @@ class Scale(_Op, tag="scale"):
     factor: float = 1.0 / 255.0
     offset: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require_float32(factor=self.factor, offset=self.offset)
+
 
 class Normalize(_Op, tag="normalize"):
     """``(x - mean) / std`` in float32, per entry of the last axis or one value for all."""
 
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Meta(gt=0)], ...]
+
+    def __post_init__(self) -> None:
+        for mean in self.mean:
+            _require_float32(mean=mean)
+        for std in self.std:
+            _require_float32(std=std)
+            if np.float32(std) <= 0:
+                raise ValueError(f"std must be above 0 in float32, got {std}")
 
 
 class Reshape(_Op, tag="reshape"):
@@ -98,6 +116,11 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
             return f"reshape to {op.shape} needs {np.prod(op.shape)} values a sample, got {shape}"
         case Resize() if samples.ndim != 4:
             return f"resize needs samples of shape (height, width, channels), got {shape}"
+        case Cast() if _leaves_range(op.dtype, samples):
+            return (
+                f"cast to {op.dtype} would change values out of its range, which processors do "
+                f"differently; got {samples.min()} to {samples.max()}"
+            )
         case Normalize() if not (
             {len(op.mean), len(op.std)} <= {1, shape[-1] if shape else 1}
         ):
@@ -116,6 +139,20 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
             return None
 
 
+def _leaves_range(dtype: str, samples: Array) -> bool:
+    """Say whether a cast to an integer type would meet values that the type cannot hold."""
+    if not np.issubdtype(np.dtype(dtype), np.integer) or not samples.size:
+        return False
+    if np.can_cast(samples.dtype, dtype):
+        return False
+    limits = np.iinfo(dtype)
+    # NaN compares false with everything, so it counts as out of range. A float that equals the
+    # limit of int64 is already one too many: 2**63 - 1 rounds up.
+    if np.issubdtype(samples.dtype, np.floating):
+        return not (float(limits.min) <= samples.min() and samples.max() < float(limits.max) + 1.0)
+    return not (limits.min <= int(samples.min()) and int(samples.max()) <= limits.max)
+
+
 def _apply_one(op: Op, samples: Array) -> Array:
     match op:
         case Cast():
@@ -130,7 +167,7 @@ def _apply_one(op: Op, samples: Array) -> Array:
         case Resize():
             return _resize_bilinear(samples.astype(np.float32), op.height, op.width)
         case OneHot():
-            return np.eye(op.depth, dtype=np.float32)[samples]
+            return (samples[..., None] == np.arange(op.depth)).astype(np.float32)
 
 
 def _resize_bilinear(images: Array, height: int, width: int) -> Array:
