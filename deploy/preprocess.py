@@ -30,13 +30,13 @@ def _require_float32(**values: float) -> None:
             raise ValueError(f"{name} must be a number that float32 can hold, got {value}")
 
 
-class Cast(_Op, tag="cast"):
+class Cast(_Op, frozen=True, tag="cast"):
     """Change the element type."""
 
     dtype: Literal["float32", "int32", "int64", "uint8"] = "float32"
 
 
-class Scale(_Op, tag="scale"):
+class Scale(_Op, frozen=True, tag="scale"):
     """``x * factor + offset``, in float32."""
 
     factor: float = 1.0 / 255.0
@@ -46,7 +46,7 @@ class Scale(_Op, tag="scale"):
         _require_float32(factor=self.factor, offset=self.offset)
 
 
-class Normalize(_Op, tag="normalize"):
+class Normalize(_Op, frozen=True, tag="normalize"):
     """``(x - mean) / std`` in float32, per entry of the last axis or one value for all."""
 
     mean: tuple[float, ...]
@@ -61,13 +61,13 @@ class Normalize(_Op, tag="normalize"):
                 raise ValueError(f"std must be above 0 in float32, got {std}")
 
 
-class Reshape(_Op, tag="reshape"):
+class Reshape(_Op, frozen=True, tag="reshape"):
     """Give every sample this shape; the batch axis stays in front."""
 
     shape: tuple[Positive, ...]
 
 
-class Resize(_Op, tag="resize"):
+class Resize(_Op, frozen=True, tag="resize"):
     """Resize images ``(n, height, width, channels)``, bilinear with half-pixel centres.
 
     The same grid as ``tf.image.resize(..., method="bilinear", antialias=False)``.
@@ -77,7 +77,7 @@ class Resize(_Op, tag="resize"):
     width: Positive
 
 
-class OneHot(_Op, tag="one_hot"):
+class OneHot(_Op, frozen=True, tag="one_hot"):
     """Turn integer codes ``(n, ...)`` into a last axis of ``depth`` zeros and ones."""
 
     depth: Positive
@@ -121,16 +121,14 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
                 f"cast to {op.dtype} would change values out of its range, which processors do "
                 f"differently; got {samples.min()} to {samples.max()}"
             )
-        case Normalize() if not (
-            {len(op.mean), len(op.std)} <= {1, shape[-1] if shape else 1}
-        ):
+        case Normalize() if not ({len(op.mean), len(op.std)} <= {1, shape[-1] if shape else 1}):
             return (
                 f"normalize needs 1 or {shape[-1] if shape else 1} values, "
                 f"got {len(op.mean)} for mean and {len(op.std)} for std"
             )
         case OneHot() if not np.issubdtype(samples.dtype, np.integer):
             return f"one_hot needs integer codes, got {samples.dtype}; cast them first"
-        case OneHot() if samples.size and not (0 <= samples.min() and samples.max() < op.depth):
+        case OneHot() if samples.size and not (samples.min() >= 0 and samples.max() < op.depth):
             return (
                 f"one_hot of depth {op.depth} needs codes from 0 to {op.depth - 1}, "
                 f"got {samples.min()} to {samples.max()}"
