@@ -55,16 +55,19 @@ def read_arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Array, ...]:
             Python objects in place of numbers.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if isinstance(arrays, np.ndarray):
-                raise UserError(f"{path}: holds one unnamed array; save an .npz of named arrays")
-            for names in choices:
-                if set(names) <= set(arrays):
-                    return tuple(_numbers(arrays[name], f"{path}: {name}") for name in names)
-            raise UserError(
-                f"{path}: needs arrays named {' or '.join(', '.join(names) for names in choices)}; "
-                f"got {', '.join(sorted(arrays)) or 'none'}"
-            )
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path}: not an .npz file; save named arrays with numpy.savez")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                for names in choices:
+                    if set(names) <= set(arrays):
+                        return tuple(_numbers(arrays[name], f"{path}: {name}") for name in names)
+                raise UserError(
+                    f"{path}: needs arrays named "
+                    f"{' or '.join(', '.join(names) for names in choices)}; "
+                    f"got {', '.join(sorted(arrays)) or 'none'}"
+                )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give an .npz file") from None
     except (*_UNREADABLE, zlib.error, zipfile.BadZipFile) as error:

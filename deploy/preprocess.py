@@ -6,6 +6,7 @@ that the host applied, so both see the same numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -26,7 +27,7 @@ class _Op(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 def _require_float32(**values: float) -> None:
     """Refuse numbers that float32 cannot hold: JSON cannot hold infinity or NaN either."""
     for name, value in values.items():
-        if not abs(value) <= np.finfo(np.float32).max:
+        if not abs(value) <= float(np.finfo(np.float32).max):
             raise ValueError(f"{name} must be a number that float32 can hold, got {value}")
 
 
@@ -112,8 +113,8 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
     """Say why a step does not fit what reaches it, or None if it does."""
     shape = samples.shape[1:]
     match op:
-        case Reshape() if int(np.prod(op.shape)) != int(np.prod(shape)):
-            return f"reshape to {op.shape} needs {np.prod(op.shape)} values a sample, got {shape}"
+        case Reshape() if math.prod(op.shape) != math.prod(shape):
+            return f"reshape to {op.shape} needs {math.prod(op.shape)} values a sample, got {shape}"
         case Resize() if samples.ndim != 4:
             return f"resize needs samples of shape (height, width, channels), got {shape}"
         case Cast() if _leaves_range(op.dtype, samples):
@@ -154,18 +155,21 @@ def _leaves_range(dtype: str, samples: Array) -> bool:
 def _apply_one(op: Op, samples: Array) -> Array:
     match op:
         case Cast():
-            return samples.astype(op.dtype)
+            return np.asarray(samples, dtype=op.dtype)
         case Scale():
-            return samples.astype(np.float32) * np.float32(op.factor) + np.float32(op.offset)
+            return _float32(samples) * np.float32(op.factor) + np.float32(op.offset)
         case Normalize():
-            mean, std = np.float32(op.mean), np.float32(op.std)
-            return (samples.astype(np.float32) - mean) / std
+            return (_float32(samples) - _float32(op.mean)) / _float32(op.std)
         case Reshape():
             return samples.reshape(len(samples), *op.shape)
         case Resize():
-            return _resize_bilinear(samples.astype(np.float32), op.height, op.width)
+            return _resize_bilinear(_float32(samples), op.height, op.width)
         case OneHot():
-            return (samples[..., None] == np.arange(op.depth)).astype(np.float32)
+            return _float32(samples[..., None] == np.arange(op.depth))
+
+
+def _float32(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
 
 
 def _resize_bilinear(images: Array, height: int, width: int) -> Array:
