@@ -155,7 +155,8 @@ def _leaves_range(dtype: str, samples: Array) -> bool:
 def _apply_one(op: Op, samples: Array) -> Array:
     match op:
         case Cast():
-            return np.asarray(samples, dtype=op.dtype)
+            cast: Array = samples.astype(op.dtype, copy=False)
+            return cast
         case Scale():
             return _float32(samples) * np.float32(op.factor) + np.float32(op.offset)
         case Normalize():

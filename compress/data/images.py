@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +34,20 @@ def read_images(folder: Path) -> Labelled:
     """
     with needs_extra("compress"):
         import PIL.Image  # noqa: F401 - only to say at once that the extra is missing
-    parts = {path.name: path for path in _folders(folder)}
-    if not {"train", "test"} <= set(parts):
-        files = _files(parts.values())
-        train = _stack(files, grey=_all_grey(files))
-        return Labelled(train=train, test=None, labels=tuple(parts))
+    parts = {path.name for path in _folders(folder)}
+    if not {"train", "test"} <= parts:
+        labels = tuple(sorted(parts))
+        return Labelled(train=_stack(_files(folder, labels)), test=None, labels=labels)
     if len(parts) > 2:
-        others = ", ".join(sorted(set(parts) - {"train", "test"}))
+        others = ", ".join(sorted(parts - {"train", "test"}))
         raise UserError(f"{folder}: beside train and test lie {others}; keep only train and test")
-    labels = tuple(path.name for path in _folders(parts["train"]))
-    for path in _folders(parts["test"]):
-        if path.name not in labels:
-            raise UserError(f"{path}: train has no class of this name, it has {', '.join(labels)}")
-    files = _files(parts["train"] / label for label in labels)
-    in_train = len(files)
-    files += _files(parts["test"] / label for label in labels)
-    both = _stack(files, grey=_all_grey(files))
+    labels = tuple(path.name for path in _folders(folder / "train"))
+    in_train = _files(folder / "train", labels)
+    # Both at once: one image in colour, or of another size, concerns both parts.
+    both = _stack(in_train + _files(folder / "test", labels))
     return Labelled(
-        train=EvalSet(x=both.x[:in_train], y=both.y[:in_train]),
-        test=EvalSet(x=both.x[in_train:], y=both.y[in_train:]),
+        train=EvalSet(x=both.x[: len(in_train)], y=both.y[: len(in_train)]),
+        test=EvalSet(x=both.x[len(in_train) :], y=both.y[len(in_train) :]),
         labels=labels,
     )
 
@@ -66,19 +61,21 @@ def _folders(folder: Path) -> list[Path]:
     return folders
 
 
-def _files(folders: Iterable[Path]) -> list[tuple[Path, int]]:
-    """Return every image file with the number of its class."""
+def _files(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
+    """Return every image file of a part with the number of its class."""
     files = []
-    for label, folder in enumerate(folders):
-        found = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    for sub in _folders(folder):
+        if sub.name not in labels:
+            raise UserError(f"{sub}: train has no class of this name, it has {', '.join(labels)}")
+        found = sorted(p for p in sub.iterdir() if not p.name.startswith("."))
         for path in found:
             if path.suffix.lower() not in _SUFFIXES:
                 raise UserError(
                     f"{path}: not a .png or .jpg image; move it out of the class folder"
                 )
         if not found:
-            raise UserError(f"{folder}: holds no images; add some or remove the folder")
-        files += [(path, label) for path in found]
+            raise UserError(f"{sub}: holds no images; add some or remove the folder")
+        files += [(path, labels.index(sub.name)) for path in found]
     return files
 
 
@@ -94,7 +91,9 @@ def _all_grey(files: Sequence[tuple[Path, int]]) -> bool:
     return modes <= set(_GREY)
 
 
-def _stack(files: Sequence[tuple[Path, int]], *, grey: bool) -> EvalSet:
+def _stack(files: Sequence[tuple[Path, int]]) -> EvalSet:
+    """Read the images into one array."""
+    grey = _all_grey(files)
     first = files[0][0]
     with _opened(first) as image:
         width, height = image.size

@@ -39,6 +39,10 @@ def read_csv(path: Path, *, label_column: str) -> Labelled:
                 if len(row) != len(header):
                     raise UserError(f"{where} has {len(row)} columns, the header has {len(header)}")
                 texts.append(row.pop(column).strip())
+                if not texts[-1]:
+                    raise UserError(
+                        f"{where}: column {label_column!r} holds no label; fill or remove it"
+                    )
                 rows.append(_numbers(row, header[:column] + header[column + 1 :], where))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a .csv file with a header line") from None

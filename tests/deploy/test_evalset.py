@@ -14,7 +14,6 @@ from hypothesis.extra import numpy as hnp
 from deploy.errors import UserError
 from deploy.evalset import EvalSet, pair, read_arrays
 
-
 NPY = b"\x93NUMPY\x01\x00"
 
 
