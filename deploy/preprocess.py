@@ -160,7 +160,7 @@ def _apply_one(op: Op, samples: Array) -> Array:
         case Scale():
             return _float32(samples) * np.float32(op.factor) + np.float32(op.offset)
         case Normalize():
-            return (_float32(samples) - _float32(op.mean)) / _float32(op.std)
+            return _float32((_float32(samples) - _float32(op.mean)) / _float32(op.std))
         case Reshape():
             return samples.reshape(len(samples), *op.shape)
         case Resize():

@@ -108,13 +108,19 @@ def test_another_kind_of_file_among_the_images_is_named(tmp_path):
         ((), "holds no sub-folders"),
         (("a",), r"a: holds no images"),
         (("train/a", "test/a", "val/a"), "beside train and test lie val"),
-        (("train/a", "test/b"), r"test/b: train has no class of this name, it has a"),
     ],
 )
 def test_folders_of_another_layout_are_refused(tmp_path, folders, why_not):
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UserError, match=why_not):
+        read_images(tmp_path)
+
+
+def test_a_class_that_only_the_test_folder_has_is_refused(tmp_path):
+    save(tmp_path / "train" / "a" / "1.png", GREY)
+    save(tmp_path / "test" / "b" / "1.png", GREY)
+    with pytest.raises(UserError, match=r"test/b: train has no class of this name, it has a"):
         read_images(tmp_path)
 
 
