@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ FOLDER_VARIABLE = "LIGHTSHIP_DATA"
 """Environment variable that names a folder of ``NAME.npz`` files."""
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
+_PATIENCE_S = 30.0
 _SAMPLE = Path(__file__).with_name("samples") / "mnist_sample.npz"
 _DIGITS = tuple("0123456789")
 _MNIST_LICENCE = "MNIST: Yann LeCun, Corinna Cortes, Christopher J. C. Burges; CC BY-SA 3.0"
@@ -106,7 +109,7 @@ def _download(name: str) -> tuple[Any, ...]:
         import tf_keras
     try:
         # The downloader reports its progress on stdout, which belongs to results.
-        with contextlib.redirect_stdout(sys.stderr):
+        with _patience(_PATIENCE_S), contextlib.redirect_stdout(sys.stderr):
             train, test = getattr(tf_keras.datasets, name).load_data()
     # The downloader raises Exception itself when the network fails.
     except Exception as error:
@@ -116,3 +119,14 @@ def _download(name: str) -> tuple[Any, ...]:
             f"into a folder and set {FOLDER_VARIABLE} to it, or use mnist-sample, which needs no network"
         ) from error
     return (*train, *test)
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Let a silent connection fail after a while: the downloader itself waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -25,7 +25,7 @@ def load_task(data: Data, *, seed: int) -> Task:
     """Read a data set, check it and split it.
 
     The source's own test part stays whole. Every other cut is stratified: each class keeps its
-    share to within one sample and is in every part (calibration may be too small for that).
+    share and is in every part (calibration alone may be too small for that).
 
     Args:
         data: what to read and how to split it.
@@ -95,8 +95,8 @@ def stratified(
         rng: makes the choice.
 
     Returns:
-        ``count`` different indices into ``y``, in random order. What is not fixed by ``least`` and
-        ``leave`` is shared by largest remainders; ties go to the lower class.
+        ``count`` different indices into ``y``, in random order. Shares are rounded by largest
+        remainder within the bounds of ``least`` and ``leave``; ties go to the lower class.
 
     Raises:
         ValueError: if ``count``, ``least`` and ``leave`` cannot all be met.
@@ -106,14 +106,18 @@ def stratified(
     [2, 1]
     """
     present, of_class = np.unique(y, return_inverse=True)
-    room = np.bincount(of_class) - least - leave
-    free = count - least * len(present)
-    if room.min() < 0 or not 0 <= free <= room.sum():
+    counts = np.bincount(of_class)
+    most = counts - leave
+    if most.min() < least or not least * len(present) <= count <= most.sum():
         raise ValueError(f"cannot choose {count} of {len(y)} with {least=} and {leave=}")
-    share, remainder = np.divmod(room * free, max(room.sum(), 1))
-    share[np.argsort(-remainder, kind="stable")[: free - share.sum()]] += 1
+    wanted = counts * count  # in units of 1 / len(y) of a sample: integers, so that ties are ties
+    share = np.clip(wanted // len(y), least, most)
+    while missing := count - share.sum():
+        step = np.sign(missing)
+        may = share < most if step > 0 else share > least
+        share[np.argmax(np.where(may, step * (wanted - share * len(y)), -np.inf))] += step
     chosen = [
-        rng.choice(np.flatnonzero(of_class == index), size=least + share[index], replace=False)
+        rng.choice(np.flatnonzero(of_class == index), size=share[index], replace=False)
         for index in range(len(present))
     ]
     return rng.permutation(np.concatenate(chosen))

@@ -50,7 +50,7 @@ def site(tmp_path, monkeypatch, no_folder):
     (tmp_path / ".keras").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))  # where the downloader keeps its files
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     origin = f"http://127.0.0.1:{server.server_port}/"
     fetch = data_utils.urlretrieve
@@ -158,23 +158,33 @@ def test_a_file_that_the_server_lacks_is_one_line(site):
         read_known("cifar10")
 
 
-def test_a_missing_network_names_the_ways_out(tmp_path, monkeypatch, no_folder):
+@pytest.fixture(params=["refused", "silent"])
+def dead_end(request, tmp_path, monkeypatch, no_folder):
+    """A network on which no download can succeed."""
     from tf_keras.src.utils import data_utils
 
-    with socket.socket() as closed:  # bound and not listening: every connection is refused
-        closed.bind(("127.0.0.1", 0))
-        origin = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-        fetch = data_utils.urlretrieve
-        monkeypatch.setenv("HOME", str(tmp_path))
-        (tmp_path / ".keras").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(known, "_PATIENCE_S", 0.1)
+    (tmp_path / ".keras").mkdir()
+    fetch = data_utils.urlretrieve
+    with socket.socket() as end:
+        end.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            end.listen()
+        origin = f"http://127.0.0.1:{end.getsockname()[1]}/"
         monkeypatch.setattr(data_utils, "urlretrieve", lambda _, *rest: fetch(origin, *rest))
-        with pytest.raises(UserError) as caught:
-            read_known("mnist")
+        yield
+
+
+def test_a_missing_network_names_the_ways_out(dead_end):
+    with pytest.raises(UserError) as caught:
+        read_known("mnist")
     line = str(caught.value)
     assert "\n" not in line
     assert "mnist: cannot be downloaded" in line
     assert "put mnist.npz with x_train, y_train, x_test, y_test into a folder" in line
     assert "set LIGHTSHIP_DATA to it, or use mnist-sample" in line
+    assert socket.getdefaulttimeout() is None
 
 
 def test_a_download_without_the_extra_names_the_extra(no_folder, monkeypatch):
