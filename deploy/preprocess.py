@@ -158,7 +158,7 @@ def _apply_one(op: Op, samples: Array) -> Array:
             cast: Array = samples.astype(op.dtype, copy=False)
             return cast
         case Scale():
-            return _float32(samples) * np.float32(op.factor) + np.float32(op.offset)
+            return _float32(_float32(samples) * np.float32(op.factor) + np.float32(op.offset))
         case Normalize():
             return _float32((_float32(samples) - _float32(op.mean)) / _float32(op.std))
         case Reshape():
