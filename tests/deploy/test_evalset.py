@@ -91,6 +91,17 @@ def test_another_kind_of_file_is_not_a_set(tmp_path, content):
         EvalSet.load(path)
 
 
+def test_packed_data_that_do_not_unpack_are_refused(tmp_path):
+    path = tmp_path / "set.npz"
+    EvalSet(x=np.zeros((9, 9)), y=np.zeros(9, np.int64)).save(path)
+    content = bytearray(path.read_bytes())
+    start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
+    content[start : start + 9] = b"\xff" * 9  # no deflate stream begins so
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"set\.npz: not a readable \.npz file"):
+        EvalSet.load(path)
+
+
 @given(st.data())
 def test_a_damaged_file_is_refused_or_read(tmp_path_factory, data):
     buffer = io.BytesIO()
