@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import numpy.typing as npt
 
 from deploy.errors import UserError
 
-_NAMES = (("x", "y"), ("x_test", "y_test"))
+Array = npt.NDArray[Any]
+
+_UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError)
+"""What numpy and zipfile raise on a damaged, encrypted or foreign file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSet:
     """Raw samples ``x`` of shape ``(n, ...)`` and their classes ``y`` of shape ``(n,)``."""
 
-    x: npt.NDArray[Any]
+    x: Array
     y: npt.NDArray[np.int64]
 
     @staticmethod
@@ -30,40 +34,84 @@ class EvalSet:
             UserError: if the file is missing, is no ``.npz``, lacks the arrays, holds Python
                 objects, or has samples and labels that do not pair.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                for x_name, y_name in _NAMES:
-                    if x_name in arrays and y_name in arrays:
-                        x, y = arrays[x_name], arrays[y_name]
-                        break
-                else:
-                    raise UserError(
-                        f"{path}: needs arrays named x and y (or x_test and y_test), "
-                        f"got {', '.join(sorted(arrays)) or 'none'}"
-                    )
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; give an .npz with arrays x and y") from None
-        except (
-            ValueError,
-            OSError,
-            EOFError,
-            AttributeError,
-            TypeError,
-            zipfile.BadZipFile,
-        ) as error:
-            raise UserError(f"{path}: not a readable .npz file ({error})") from error
-        y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
-        if y.ndim != 1 or len(x) != len(y) or len(x) == 0:
-            raise UserError(
-                f"{path}: x and y must pair, one integer class a sample; "
-                f"got x {x.shape} and y {y.shape}"
-            )
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise UserError(
-                f"{path}: y must be classes counted from 0, got {y.dtype} from {y.min()}"
-            )
-        return EvalSet(x=x, y=y.astype(np.int64))
+        x, y = read_arrays(path, ("x", "y"), ("x_test", "y_test"))
+        return pair(x, y, where=str(path))
 
     def save(self, path: Path) -> None:
         """Write the set as a compressed ``.npz`` that ``load`` reads back unchanged."""
-        np.savez_compressed(path, x=self.x, y=self.y)
+        with path.open("wb") as file:  # given a path, numpy would append .npz to its name
+            np.savez_compressed(file, x=self.x, y=self.y)
+
+
+def read_arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Array, ...]:
+    """Read from an ``.npz`` file the first of several groups of arrays that it holds whole.
+
+    Args:
+        path: the file.
+        choices: groups of array names, the best first.
+
+    Raises:
+        UserError: if the file is missing, is no ``.npz``, holds none of the groups, or holds
+            Python objects in place of numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path}: not an .npz file; save named arrays with numpy.savez")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                for names in choices:
+                    if set(names) <= set(arrays):
+                        return tuple(_numbers(arrays[name], f"{path}: {name}") for name in names)
+                raise UserError(
+                    f"{path}: needs arrays named "
+                    f"{' or '.join(', '.join(names) for names in choices)}; "
+                    f"got {', '.join(sorted(arrays)) or 'none'}"
+                )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give an .npz file") from None
+    except (*_UNREADABLE, zlib.error, zipfile.BadZipFile) as error:
+        if "pickle" in str(error):
+            raise UserError(
+                f"{path}: Python objects are refused, because reading them can run code; "
+                "save arrays of numbers"
+            ) from error
+        raise UserError(f"{path}: not a readable .npz file ({_one_line(error)})") from error
+
+
+def pair(x: Array, y: Array, *, where: str) -> EvalSet:
+    """Return samples and their classes as a set, once they are known to pair.
+
+    Args:
+        x: raw samples, ``(n, ...)``.
+        y: integer classes counted from 0, ``(n,)`` or ``(n, 1)``.
+        where: the file or part that an error names.
+
+    Raises:
+        UserError: if the lengths differ, there are no samples, or the classes are not integers
+            counted from 0.
+
+    >>> pair(np.zeros((2, 3)), np.array([[1], [0]]), where="here").y.tolist()
+    [1, 0]
+    """
+    y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+    if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
+        raise UserError(
+            f"{where}: x and y must pair, one integer class a sample; got x {x.shape} and y {y.shape}"
+        )
+    if not np.issubdtype(y.dtype, np.integer):
+        raise UserError(f"{where}: y must be integer classes counted from 0, got {y.dtype}")
+    if y.min() < 0:
+        index = int(np.argmax(y < 0))
+        raise UserError(f"{where}: classes count from 0, got {y[index]} at index {index} of y")
+    return EvalSet(x=x, y=y.astype(np.int64))
+
+
+def _numbers(array: Array, where: str) -> Array:
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} must hold real numbers, got {array.dtype}")
+    return array
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

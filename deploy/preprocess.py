@@ -6,6 +6,7 @@ that the host applied, so both see the same numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,33 +24,51 @@ class _Op(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """One step on a batch of samples ``(n, ...)``."""
 
 
-class Cast(_Op, tag="cast"):
+def _require_float32(**values: float) -> None:
+    """Refuse numbers that float32 cannot hold: JSON cannot hold infinity or NaN either."""
+    for name, value in values.items():
+        if not abs(value) <= float(np.finfo(np.float32).max):
+            raise ValueError(f"{name} must be a number that float32 can hold, got {value}")
+
+
+class Cast(_Op, frozen=True, tag="cast"):
     """Change the element type."""
 
     dtype: Literal["float32", "int32", "int64", "uint8"] = "float32"
 
 
-class Scale(_Op, tag="scale"):
+class Scale(_Op, frozen=True, tag="scale"):
     """``x * factor + offset``, in float32."""
 
     factor: float = 1.0 / 255.0
     offset: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require_float32(factor=self.factor, offset=self.offset)
 
-class Normalize(_Op, tag="normalize"):
+
+class Normalize(_Op, frozen=True, tag="normalize"):
     """``(x - mean) / std`` in float32, per entry of the last axis or one value for all."""
 
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Meta(gt=0)], ...]
 
+    def __post_init__(self) -> None:
+        for mean in self.mean:
+            _require_float32(mean=mean)
+        for std in self.std:
+            _require_float32(std=std)
+            if np.float32(std) <= 0:
+                raise ValueError(f"std must be above 0 in float32, got {std}")
 
-class Reshape(_Op, tag="reshape"):
+
+class Reshape(_Op, frozen=True, tag="reshape"):
     """Give every sample this shape; the batch axis stays in front."""
 
     shape: tuple[Positive, ...]
 
 
-class Resize(_Op, tag="resize"):
+class Resize(_Op, frozen=True, tag="resize"):
     """Resize images ``(n, height, width, channels)``, bilinear with half-pixel centres.
 
     The same grid as ``tf.image.resize(..., method="bilinear", antialias=False)``.
@@ -59,7 +78,7 @@ class Resize(_Op, tag="resize"):
     width: Positive
 
 
-class OneHot(_Op, tag="one_hot"):
+class OneHot(_Op, frozen=True, tag="one_hot"):
     """Turn integer codes ``(n, ...)`` into a last axis of ``depth`` zeros and ones."""
 
     depth: Positive
@@ -94,10 +113,15 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
     """Say why a step does not fit what reaches it, or None if it does."""
     shape = samples.shape[1:]
     match op:
-        case Reshape() if int(np.prod(op.shape)) != int(np.prod(shape)):
-            return f"reshape to {op.shape} needs {np.prod(op.shape)} values a sample, got {shape}"
+        case Reshape() if math.prod(op.shape) != math.prod(shape):
+            return f"reshape to {op.shape} needs {math.prod(op.shape)} values a sample, got {shape}"
         case Resize() if samples.ndim != 4:
             return f"resize needs samples of shape (height, width, channels), got {shape}"
+        case Cast() if _leaves_range(op.dtype, samples):
+            return (
+                f"cast to {op.dtype} would change values out of its range, which processors do "
+                f"differently; got {samples.min()} to {samples.max()}"
+            )
         case Normalize() if not ({len(op.mean), len(op.std)} <= {1, shape[-1] if shape else 1}):
             return (
                 f"normalize needs 1 or {shape[-1] if shape else 1} values, "
@@ -105,7 +129,7 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
             )
         case OneHot() if not np.issubdtype(samples.dtype, np.integer):
             return f"one_hot needs integer codes, got {samples.dtype}; cast them first"
-        case OneHot() if samples.size and not (0 <= samples.min() and samples.max() < op.depth):
+        case OneHot() if samples.size and not (samples.min() >= 0 and samples.max() < op.depth):
             return (
                 f"one_hot of depth {op.depth} needs codes from 0 to {op.depth - 1}, "
                 f"got {samples.min()} to {samples.max()}"
@@ -114,21 +138,39 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
             return None
 
 
+def _leaves_range(dtype: str, samples: Array) -> bool:
+    """Say whether a cast to an integer type would meet values that the type cannot hold."""
+    if not np.issubdtype(np.dtype(dtype), np.integer) or not samples.size:
+        return False
+    if np.can_cast(samples.dtype, dtype):
+        return False
+    limits = np.iinfo(dtype)
+    # NaN compares false with everything, so it counts as out of range. A float that equals the
+    # limit of int64 is already one too many: 2**63 - 1 rounds up.
+    if np.issubdtype(samples.dtype, np.floating):
+        return not (float(limits.min) <= samples.min() and samples.max() < float(limits.max) + 1.0)
+    return not (limits.min <= int(samples.min()) and int(samples.max()) <= limits.max)
+
+
 def _apply_one(op: Op, samples: Array) -> Array:
     match op:
         case Cast():
-            return samples.astype(op.dtype)
+            cast: Array = samples.astype(op.dtype, copy=False)
+            return cast
         case Scale():
-            return samples.astype(np.float32) * np.float32(op.factor) + np.float32(op.offset)
+            return _float32(_float32(samples) * np.float32(op.factor) + np.float32(op.offset))
         case Normalize():
-            mean, std = np.float32(op.mean), np.float32(op.std)
-            return (samples.astype(np.float32) - mean) / std
+            return _float32((_float32(samples) - _float32(op.mean)) / _float32(op.std))
         case Reshape():
             return samples.reshape(len(samples), *op.shape)
         case Resize():
-            return _resize_bilinear(samples.astype(np.float32), op.height, op.width)
+            return _resize_bilinear(_float32(samples), op.height, op.width)
         case OneHot():
-            return np.eye(op.depth, dtype=np.float32)[samples]
+            return _float32(samples[..., None] == np.arange(op.depth))
+
+
+def _float32(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
 
 
 def _resize_bilinear(images: Array, height: int, width: int) -> Array:

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from deploy.errors import UserError
+from deploy.preprocess import Cast, Normalize, OneHot, Op, Reshape, Resize, Scale, apply
+
+sizes = st.integers(1, 1000)
+numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+above_zero = st.floats(min_value=1e-30, max_value=1e30)
+ops = st.one_of(
+    st.builds(Cast, dtype=st.sampled_from(["float32", "int32", "int64", "uint8"])),
+    st.builds(Scale, factor=numbers, offset=numbers),
+    st.builds(
+        Normalize,
+        mean=st.lists(numbers, max_size=4).map(tuple),
+        std=st.lists(above_zero, max_size=4).map(tuple),
+    ),
+    st.builds(Reshape, shape=st.lists(sizes, max_size=4).map(tuple)),
+    st.builds(Resize, height=sizes, width=sizes),
+    st.builds(OneHot, depth=sizes),
+)
+images = hnp.arrays(np.uint8, st.tuples(*[st.integers(1, 5)] * 3, st.sampled_from([1, 3])))
+
+
+@given(st.lists(ops, max_size=5).map(tuple))
+def test_a_spec_comes_back_from_json_unchanged(spec):
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=tuple[Op, ...]) == spec
+
+
+@given(images)
+def test_a_sample_alone_gives_the_same_numbers_as_in_its_batch(batch):
+    channels = batch.shape[-1]
+    spec = (
+        Resize(height=3, width=4),
+        Scale(factor=1 / 255, offset=-0.5),
+        Normalize(mean=(0.5,), std=(0.25,) * channels),
+        Reshape(shape=(12 * channels,)),
+    )
+    alone = [apply(spec, batch[index : index + 1]) for index in range(len(batch))]
+    np.testing.assert_array_equal(apply(spec, batch), np.concatenate(alone))
+
+
+@given(images)
+def test_resize_to_the_same_size_changes_nothing(batch):
+    same = apply((Resize(height=batch.shape[1], width=batch.shape[2]),), batch)
+    np.testing.assert_array_equal(same, batch)
+
+
+@pytest.mark.parametrize(
+    ("op", "samples", "expected"),
+    [
+        (Cast(dtype="int32"), np.array([[1.9, -1.9]]), np.array([[1, -1]], np.int32)),
+        (Cast(dtype="uint8"), np.array([[0, 255]]), np.array([[0, 255]], np.uint8)),
+        (Scale(factor=2, offset=1), np.array([[0, 3]], np.uint8), np.float32([[1, 7]])),
+        (
+            Normalize(mean=(1, 2), std=(2, 4)),
+            np.array([[3, 10], [1, 2]], np.uint8),
+            np.float32([[1, 2], [0, 0]]),
+        ),
+        (Reshape(shape=(2, 1)), np.array([[5, 6]]), np.array([[[5], [6]]])),
+        (
+            Resize(height=1, width=4),
+            np.uint8([[[[0], [4]]]]),
+            np.float32([[[[0], [1], [3], [4]]]]),
+        ),
+        (Resize(height=1, width=1), np.uint8([[[[1], [3]], [[5], [7]]]]), np.float32([[[[4]]]])),
+        (OneHot(depth=3), np.array([[2], [0]]), np.float32([[[0, 0, 1]], [[1, 0, 0]]])),
+    ],
+)
+def test_an_op_gives_the_numbers_worked_out_by_hand(op, samples, expected):
+    before = samples.copy()
+    got = apply((op,), samples)
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(samples, before)
+
+
+def test_no_steps_give_the_samples_themselves():
+    np.testing.assert_array_equal(apply((), np.array([[1, 2]])), [[1, 2]])
+
+
+def test_the_result_lies_in_memory_as_runtimes_want_it():
+    transposed = np.zeros((2, 3, 4), np.float32).transpose(0, 2, 1)
+    assert apply((Cast(),), transposed).flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("op", "samples", "why_not"),
+    [
+        (Reshape(shape=(5,)), np.zeros((2, 2, 3)), r"reshape to \(5,\) needs 5 values.*\(2, 3\)"),
+        (
+            Resize(height=2, width=2),
+            np.zeros((1, 4, 4)),
+            r"resize needs .*channels\), got \(4, 4\)",
+        ),
+        (
+            Normalize(mean=(1, 2), std=(1,)),
+            np.zeros((1, 3)),
+            "needs 1 or 3 values, got 2 for mean and 1 for std",
+        ),
+        (Normalize(mean=(), std=(1,)), np.zeros((1, 3)), "got 0 for mean"),
+        (OneHot(depth=3), np.zeros((1, 2)), "integer codes, got float64"),
+        (OneHot(depth=3), np.array([[3]]), "codes from 0 to 2, got 3 to 3"),
+        (OneHot(depth=3), np.array([[-1, 2]]), "codes from 0 to 2, got -1 to 2"),
+        (Cast(dtype="uint8"), np.array([[256.0]]), "cast to uint8 .*256.0"),
+        (Cast(dtype="uint8"), np.array([[-1]]), "cast to uint8 .*-1 to -1"),
+        (Cast(dtype="int32"), np.array([[np.nan]]), "cast to int32 .*nan"),
+        (Cast(dtype="int32"), np.array([[2**31]]), "cast to int32 .*2147483648"),
+        (Cast(dtype="int64"), np.array([[2.0**63]]), "cast to int64"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_by_its_place(op, samples, why_not):
+    with pytest.raises(UserError, match=rf"^preprocess\[1\]: .*{why_not}"):
+        apply((Reshape(shape=samples.shape[1:]), op), samples)
+
+
+@pytest.mark.parametrize(
+    ("text", "why_not"),
+    [
+        ('{"op": "crop"}', r"Invalid value 'crop'.*\[0\].op"),
+        ('{"op": "scale", "faktor": 2}', r"unknown field `faktor`.*\[0\]"),
+        ('{"op": "scale", "factor": 1e300}', r"factor must be .* float32 .*1e\+300.*\[0\]"),
+        ('{"op": "normalize", "mean": [1e300], "std": [1]}', "mean must be"),
+        ('{"op": "normalize", "mean": [0], "std": [0]}', r"float.*> 0.*std"),
+        ('{"op": "normalize", "mean": [0], "std": [1e-60]}', "std must be above 0 in float32"),
+        ('{"op": "reshape", "shape": [0]}', r"int.*>= 1.*shape"),
+        ('{"op": "cast", "dtype": "float16"}', "float16"),
+    ],
+)
+def test_a_spec_that_cannot_be_meant_is_refused_when_read(text, why_not):
+    with pytest.raises(msgspec.ValidationError, match=why_not):
+        msgspec.json.decode(f"[{text}]", type=tuple[Op, ...])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(ValueError, match="offset must be a number"):
+        Scale(offset=value)
