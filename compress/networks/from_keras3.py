@@ -1,0 +1,363 @@
+"""A Keras 3 model rebuilt in tf-keras, layer by layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from deploy.errors import UserError
+
+_TOLERANCE = 1e-5
+_RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
+_EXPANDED = frozenset({"hard_sigmoid", "hard_silu", "hard_swish"})
+"""Activations that tf-keras lacks, or has with another slope (its ``hard_sigmoid``)."""
+
+Apply = Callable[..., Any]
+"""What stands for a layer while the graph is rebuilt: tf-keras tensors in, tf-keras tensor out."""
+
+
+def from_keras3(model: Any, *, where: str) -> Any:
+    """Return a ``tf_keras.Model`` with the layers, weights and outputs of a Keras 3 model.
+
+    Nested models are laid out flat, their layers named ``OUTER_INNER``. Mixed precision becomes
+    float32, in which its weights are stored. Initialisers are dropped, since the weights are
+    copied; regularisers and constraints stay. ``hard_sigmoid`` and ``hard_silu`` become layers
+    that tf-keras has.
+
+    Args:
+        model: a ``keras.Model`` that is Sequential or Functional.
+        where: what the messages call the model.
+
+    Raises:
+        UserError: if a layer or a setting of one has no counterpart in tf-keras, or the outputs on
+            random inputs differ by more than 1e-5 of the largest output (at least of 1).
+    """
+    import keras
+    import tf_keras
+
+    if not isinstance(model, (keras.Sequential, keras.models.Functional)):
+        raise UserError(
+            f"{where}: {type(model).__name__} is a subclassed model; "
+            f"rebuild it as keras.Sequential or keras.Model(x, y)"
+        )
+    if not getattr(model, "inputs", None):
+        raise UserError(
+            f"{where}: has no input shape; start it with keras.layers.Input and save again"
+        )
+    if any(size is None for x in model.inputs for size in x.shape[1:]):
+        shapes = ", ".join(str(tuple(x.shape[1:])) for x in model.inputs)
+        raise UserError(f"{where}: only the batch axis may be free, got samples of shape {shapes}")
+    inputs = [tf_keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in model.inputs]
+    translation = _Translation(where)
+    rebuilt = tf_keras.Model(inputs, translation.through(model, inputs, prefix=""), name=model.name)
+    translation.copy_weights()
+    _require_same_outputs(model, rebuilt, where)
+    return rebuilt
+
+
+class _Translation:
+    """One model on its way to tf-keras; a layer that is used twice is translated once."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._applied: dict[int, Apply] = {}
+        self._pairs: list[tuple[Any, Any]] = []
+        """Each Keras 3 layer with the tf-keras layer that stands for it."""
+
+    def through(self, model: Any, inputs: list[Any], *, prefix: str) -> Any:
+        """Send tf-keras tensors through a Keras 3 model; return its output, or outputs."""
+        import keras
+
+        if isinstance(model, keras.Sequential):
+            (x,) = inputs
+            for layer in model.layers:
+                x = self._apply_of(layer, prefix)(x)
+            return x
+        operations = {operation.name: operation for operation in model.operations}
+        config = model.get_config()
+        ready = dict(zip(_triples(config["input_layers"]), inputs, strict=True))
+        waiting = [
+            (entry["name"], index, node)
+            for entry in config["layers"]
+            for index, node in enumerate(entry["inbound_nodes"])
+        ]
+        while waiting:
+            blocked = []
+            for name, index, node in waiting:
+                if all(history in ready for history in _histories(node)):
+                    outputs = self._apply_of(operations[name], prefix)(
+                        *_filled(node["args"], ready),
+                        **{
+                            key: _filled(value, ready)
+                            for key, value in node["kwargs"].items()
+                            # tf-keras passes masks along by itself.
+                            if value is not None and key != "mask"
+                        },
+                    )
+                    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+                    ready.update({(name, index, i): y for i, y in enumerate(outputs)})
+                else:
+                    blocked.append((name, index, node))
+            if len(blocked) == len(waiting):
+                raise UserError(f"{self._where}: the layers of {model.name!r} do not connect")
+            waiting = blocked
+        outputs = [ready[history] for history in _triples(config["output_layers"])]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def copy_weights(self) -> None:
+        """Give every tf-keras layer the weights of the layer that it stands for."""
+        for source, target in self._pairs:
+            try:
+                target.set_weights(source.get_weights())
+            except ValueError as error:
+                raise self._refusal(source, "has other weights in tf-keras") from error
+            if hasattr(target, "finalize_state"):
+                target.finalize_state()  # Normalization computes what it uses from its weights
+
+    def _apply_of(self, operation: Any, prefix: str) -> Apply:
+        key = id(operation)
+        if key not in self._applied:
+            self._applied[key] = self._translated(operation, prefix)
+        return self._applied[key]
+
+    def _translated(self, operation: Any, prefix: str) -> Apply:
+        import keras
+
+        name = prefix + operation.name
+        if isinstance(operation, keras.Model):
+
+            def nested(x: Any, **_: object) -> Any:
+                inputs = x if isinstance(x, (list, tuple)) else [x]
+                return self.through(operation, list(inputs), prefix=f"{name}_")
+
+            return nested
+        if isinstance(operation, keras.layers.Layer):
+            return self._layer(operation, name)
+        return lambda *tensors: self._arithmetic(operation, name, tensors)
+
+    def _layer(self, layer: Any, name: str) -> Apply:
+        import keras
+        import tf_keras
+
+        kind = type(layer).__name__
+        config = keras.saving.serialize_keras_object(layer)["config"]
+        if isinstance(layer, keras.layers.Lambda):  # only a file that is trusted gets here
+            return tf_keras.layers.Lambda(layer.function, arguments=layer.arguments, name=name)  # type: ignore[no-any-return]
+        target_class = getattr(tf_keras.layers, kind, None)
+        if target_class is None or not type(layer).__module__.startswith("keras."):
+            raise self._refusal(layer, "has no counterpart in tf-keras")
+        activation = _function_name(config.get("activation"))
+        expanded = activation in _EXPANDED
+        if expanded:
+            config["activation"] = "linear"
+        elif activation is not None:
+            if not hasattr(tf_keras.activations, activation):
+                raise self._refusal(
+                    layer, f"has the activation {activation!r}, unknown to tf-keras"
+                )
+            config["activation"] = activation
+        settings = self._settings(layer, config, target_class)
+        try:
+            target = target_class.from_config(settings | {"name": name})
+        except (TypeError, ValueError) as error:
+            raise self._refusal(layer, f"is refused by tf-keras: {error}") from error
+        self._pairs.append((layer, target))
+        if not expanded:
+            return target  # type: ignore[no-any-return]
+        after = _hard_sigmoid(name) if activation == "hard_sigmoid" else _hard_silu(name)
+        return lambda *args, **kwargs: after(target(*args, **kwargs))
+
+    def _settings(self, layer: Any, config: dict[str, Any], target_class: type) -> dict[str, Any]:
+        """Return the config in tf-keras' terms; refuse a setting that means something it lacks."""
+        kind = type(layer).__name__
+        defaults = inspect.signature(type(layer).__init__).parameters
+        accepted = _accepted(target_class)
+        settings = {}
+        for key, value in config.items():
+            target_key = _RENAMED.get((kind, key), key)
+            if key.endswith("_initializer"):
+                continue
+            if target_key in accepted:
+                settings[target_key] = _in_tf_keras_terms(value)
+            elif not (
+                value is None
+                or value is False
+                or (key == "data_format" and value == "channels_last")
+                or (key in defaults and defaults[key].default == value)
+            ):
+                raise self._refusal(layer, f"has {key}={value!r}, a setting that tf-keras lacks")
+        return settings
+
+    def _arithmetic(self, operation: Any, name: str, operands: tuple[Any, ...]) -> Any:
+        """Rebuild ``x + y``, ``2 * x``, ``keras.ops.relu(x)`` … as layers."""
+        from tf_keras import activations, layers
+
+        kind = type(operation).__name__
+        numbers = [x for x in operands if isinstance(x, (int, float))]
+        tensors = [x for x in operands if not isinstance(x, (int, float))]
+        if not numbers and kind in {"Add", "Subtract", "Multiply", "Maximum", "Minimum"}:
+            return getattr(layers, kind)(name=name)(tensors)
+        if not numbers and len(tensors) == 1 and hasattr(activations, kind.lower()):
+            return layers.Activation(kind.lower(), name=name)(tensors[0])
+        scale_offset = (
+            _scale_offset(kind, numbers[0], number_first=operands[0] is numbers[0])
+            if len(numbers) == len(tensors) == 1
+            else None
+        )
+        if scale_offset is None:
+            raise self._refusal(operation, "has no counterpart in tf-keras")
+        return layers.Rescaling(*scale_offset, name=name)(tensors[0])
+
+    def _refusal(self, operation: Any, reason: str) -> UserError:
+        return UserError(
+            f"{self._where}: the layer {operation.name!r} ({type(operation).__name__}) {reason}; "
+            f"replace it, or rebuild the network with tf_keras"
+        )
+
+
+def _scale_offset(kind: str, number: float, *, number_first: bool) -> tuple[float, float] | None:
+    """Return arithmetic with a number as ``x * scale + offset``, or None where it is not that."""
+    match kind, number_first:
+        case "Add", _:
+            return 1.0, number
+        case "Multiply", _:
+            return number, 0.0
+        case "Subtract", False:
+            return 1.0, -number
+        case "Subtract", True:
+            return -1.0, number
+        case (("Divide" | "TrueDivide"), False):
+            return 1.0 / number, 0.0
+        case _:
+            return None
+
+
+def _hard_sigmoid(name: str) -> Apply:
+    """``min(max(x / 6 + 1/2, 0), 1)``, as ``keras.activations.hard_sigmoid`` of Keras 3."""
+    from tf_keras import layers
+
+    line = layers.Rescaling(1.0 / 6.0, 0.5, name=f"{name}_slope")
+    clip = layers.ReLU(max_value=1.0, name=f"{name}_clip")
+    return lambda x: clip(line(x))
+
+
+def _hard_silu(name: str) -> Apply:
+    """``x * hard_sigmoid(x)``, as ``keras.activations.hard_silu`` of Keras 3."""
+    from tf_keras import layers
+
+    gate, product = _hard_sigmoid(name), layers.Multiply(name=f"{name}_gate")
+    return lambda x: product([x, gate(x)])
+
+
+def _accepted(layer_class: type) -> set[str]:
+    """Return the settings a tf-keras layer class and its bases take by name."""
+    return {"name", "trainable", "dtype"}.union(
+        *(
+            inspect.signature(base.__init__).parameters
+            for base in layer_class.__mro__
+            if "__init__" in vars(base)
+        )
+    )
+
+
+def _in_tf_keras_terms(value: Any) -> Any:
+    """Return one value of a config as tf-keras writes it."""
+    if isinstance(value, dict) and "class_name" in value:
+        config = value["config"]
+        if value["class_name"] == "DTypePolicy":
+            name = str(config["name"])
+            return "float32" if name.startswith("mixed_") else name
+        kept = {k: v for k, v in config.items() if not k.endswith("_initializer")}
+        return {
+            "class_name": value["class_name"],
+            "config": {k: _in_tf_keras_terms(v) for k, v in kept.items()},
+        }
+    if isinstance(value, (list, tuple)):
+        return [_in_tf_keras_terms(item) for item in value]
+    return value
+
+
+def _function_name(activation: Any) -> str | None:
+    """Return the name of an activation, which a config holds as text or as a dictionary."""
+    if isinstance(activation, dict):
+        return str(activation["config"])
+    return activation if isinstance(activation, str) else None
+
+
+def _triples(nested: Any) -> Iterator[tuple[str, int, int]]:
+    """Yield the (layer, node, tensor) triples of ``input_layers``, however deep it nests them."""
+    if isinstance(nested, (list, tuple)) and len(nested) == 3 and isinstance(nested[0], str):
+        name, node, tensor = nested
+        yield name, node, tensor
+    else:
+        for item in nested.values() if isinstance(nested, dict) else nested:
+            yield from _triples(item)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("class_name") == "__keras_tensor__"
+
+
+def _histories(value: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield where each tensor in a node's arguments comes from."""
+    if _is_tensor(value):
+        yield tuple(value["config"]["keras_history"])
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _histories(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _histories(item)
+
+
+def _filled(value: Any, ready: dict[tuple[Any, ...], Any]) -> Any:
+    """Return a node's arguments with tf-keras tensors in their places."""
+    if _is_tensor(value):
+        return ready[tuple(value["config"]["keras_history"])]
+    if isinstance(value, (list, tuple)):
+        return [_filled(item, ready) for item in value]
+    return value
+
+
+def _require_same_outputs(model: Any, rebuilt: Any, where: str) -> None:
+    """Compare both models on random samples of the two usual ranges, [-1, 1) and [0, 255)."""
+    import keras
+
+    _compute_in_float32(model)
+    rng = np.random.default_rng(0)
+    inputs = [_random_inputs(rng, x) for x in model.inputs]
+    argument = inputs[0] if len(inputs) == 1 else inputs
+    expected = [keras.ops.convert_to_numpy(y) for y in _listed(model(argument, training=False))]
+    found = [np.asarray(y) for y in _listed(rebuilt(argument, training=False))]
+    for y, z in zip(expected, found, strict=True):
+        allowed = _TOLERANCE * max(1.0, float(np.max(np.abs(y))))
+        difference = float(np.max(np.abs(y - z)))
+        if not difference <= allowed:  # NaN fails
+            raise UserError(
+                f"{where}: rebuilt in tf-keras its outputs differ by {difference:.1e}, "
+                f"more than {allowed:.1e}; rebuild the network with tf_keras"
+            )
+
+
+def _random_inputs(rng: np.random.Generator, x: Any) -> np.ndarray[Any, Any]:
+    shape = tuple(x.shape[1:])
+    if "int" in x.dtype:
+        return rng.integers(0, 2, (4, *shape)).astype(x.dtype)
+    small, large = rng.uniform(-1, 1, (2, *shape)), rng.uniform(0, 255, (2, *shape))
+    return np.concatenate([small, large]).astype(x.dtype)
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Let the layers of a mixed-precision model compute in the type their weights have."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            _compute_in_float32(layer)
+        if layer.dtype_policy.name.startswith("mixed_"):
+            layer.dtype_policy = "float32"
+
+
+def _listed(outputs: Any) -> list[Any]:
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
