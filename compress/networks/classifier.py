@@ -35,9 +35,10 @@ def as_classifier(model: Any, *, input_shape: tuple[int, ...], classes: int, whe
     if np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         return model
     activation = getattr(model.get_layer(model.output_names[0]), "activation", None)
-    if getattr(activation, "__name__", "linear") != "linear":
+    name = getattr(activation, "__name__", "linear")
+    if name != "linear":
         raise UserError(
-            f"{where}: its outputs do not add up to 1 and come from {activation.__name__!r}; "
+            f"{where}: its outputs do not add up to 1 and come from {name!r}; "
             f"end it with a softmax over the {classes} classes"
         )
     from tf_keras import Model, layers
@@ -48,13 +49,14 @@ def as_classifier(model: Any, *, input_shape: tuple[int, ...], classes: int, whe
 def _why_no_network(model: Any) -> str | None:
     """Say why this is no network whose layers can be worked on, or None if it is one."""
     import tf_keras
+    from tf_keras.src.engine.functional import Functional
 
     if not isinstance(model, tf_keras.Model):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         hint = "; build it with `import tf_keras`" if kind.startswith("keras.") else ""
         return f"needs a tf_keras.Model, got {kind}{hint}"
     # A Sequential or Functional model knows its layers' order; a subclassed one is opaque code.
-    if not isinstance(model, tf_keras.models.Functional):
+    if not isinstance(model, Functional):
         return "is a subclassed model; rebuild it as tf_keras.Sequential or tf_keras.Model(x, y)"
     if not model.inputs:
         return "has no input shape; start it with tf_keras.layers.Input"

@@ -11,7 +11,7 @@ _FILTERS = 64
 _BLOCKS = 4
 
 
-class DsCnn(NetworkConfig, tag="ds_cnn"):
+class DsCnn(NetworkConfig, frozen=True, tag="ds_cnn"):
     """A wide stem and four depthwise separable blocks of 64 filters.
 
     Source: Zhang et al. 2017, "Hello Edge: Keyword Spotting on Microcontrollers", section 3.4

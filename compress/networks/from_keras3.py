@@ -14,6 +14,10 @@ _TOLERANCE = 1e-5
 _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
 _EXPANDED = frozenset({"hard_sigmoid", "hard_silu", "hard_swish"})
 """Activations that tf-keras lacks, or has with another slope (its ``hard_sigmoid``)."""
+_ACTIVATION_NAMES = {"silu": "swish"}
+"""Where tf-keras knows an activation by another name."""
+_UNARY = frozenset({"Relu", "Selu", "Sigmoid", "Silu", "Softmax", "Softplus", "Softsign", "Tanh"})
+"""Functions of ``keras.ops`` that are activations of tf-keras."""
 
 Apply = Callable[..., Any]
 """What stands for a layer while the graph is rebuilt: tf-keras tensors in, tf-keras tensor out."""
@@ -38,7 +42,7 @@ def from_keras3(model: Any, *, where: str) -> Any:
     import keras
     import tf_keras
 
-    if not isinstance(model, (keras.Sequential, keras.models.Functional)):
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         raise UserError(
             f"{where}: {type(model).__name__} is a subclassed model; "
             f"rebuild it as keras.Sequential or keras.Model(x, y)"
@@ -149,7 +153,7 @@ class _Translation:
         target_class = getattr(tf_keras.layers, kind, None)
         if target_class is None or not type(layer).__module__.startswith("keras."):
             raise self._refusal(layer, "has no counterpart in tf-keras")
-        activation = _function_name(config.get("activation"))
+        activation = _activation_name(config.get("activation"))
         expanded = activation in _EXPANDED
         if expanded:
             config["activation"] = "linear"
@@ -193,15 +197,15 @@ class _Translation:
 
     def _arithmetic(self, operation: Any, name: str, operands: tuple[Any, ...]) -> Any:
         """Rebuild ``x + y``, ``2 * x``, ``keras.ops.relu(x)`` … as layers."""
-        from tf_keras import activations, layers
+        from tf_keras import layers
 
         kind = type(operation).__name__
         numbers = [x for x in operands if isinstance(x, (int, float))]
         tensors = [x for x in operands if not isinstance(x, (int, float))]
         if not numbers and kind in {"Add", "Subtract", "Multiply", "Maximum", "Minimum"}:
             return getattr(layers, kind)(name=name)(tensors)
-        if not numbers and len(tensors) == 1 and hasattr(activations, kind.lower()):
-            return layers.Activation(kind.lower(), name=name)(tensors[0])
+        if not numbers and len(tensors) == 1 and kind in _UNARY:
+            return layers.Activation(_activation_name(kind.lower()), name=name)(tensors[0])
         scale_offset = (
             _scale_offset(kind, numbers[0], number_first=operands[0] is numbers[0])
             if len(numbers) == len(tensors) == 1
@@ -256,7 +260,7 @@ def _accepted(layer_class: type) -> set[str]:
     """Return the settings a tf-keras layer class and its bases take by name."""
     return {"name", "trainable", "dtype"}.union(
         *(
-            inspect.signature(base.__init__).parameters
+            inspect.signature(vars(base)["__init__"]).parameters
             for base in layer_class.__mro__
             if "__init__" in vars(base)
         )
@@ -280,11 +284,12 @@ def _in_tf_keras_terms(value: Any) -> Any:
     return value
 
 
-def _function_name(activation: Any) -> str | None:
-    """Return the name of an activation, which a config holds as text or as a dictionary."""
-    if isinstance(activation, dict):
-        return str(activation["config"])
-    return activation if isinstance(activation, str) else None
+def _activation_name(activation: Any) -> str | None:
+    """Return tf-keras' name of an activation, which a config holds as text or as a dictionary."""
+    if activation is None:
+        return None
+    name = str(activation["config"] if isinstance(activation, dict) else activation)
+    return _ACTIVATION_NAMES.get(name, name)
 
 
 def _triples(nested: Any) -> Iterator[tuple[str, int, int]]:

@@ -16,7 +16,7 @@ from compress.networks.python_function import working_folder_importable
 from deploy.errors import UserError, needs_extra
 
 
-class KerasFile(NetworkConfig, tag="keras"):
+class KerasFile(NetworkConfig, frozen=True, tag="keras"):
     """A ``.keras`` or ``.h5`` file of tf-keras or Keras 3, with the weights it holds."""
 
     path: str

@@ -9,7 +9,7 @@ from compress.networks.mlp import dense_stack
 from compress.networks.sample_shape import require_image
 
 
-class LeNet300100(NetworkConfig, tag="lenet_300_100"):
+class LeNet300100(NetworkConfig, frozen=True, tag="lenet_300_100"):
     """Two hidden layers of 300 and 100 units.
 
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition",
@@ -18,7 +18,7 @@ class LeNet300100(NetworkConfig, tag="lenet_300_100"):
     """
 
 
-class LeNet5(NetworkConfig, tag="lenet_5"):
+class LeNet5(NetworkConfig, frozen=True, tag="lenet_5"):
     """Two convolutions and two dense layers, in the form that Caffe made standard.
 
     Source: ``examples/mnist/lenet_train_test.prototxt`` of BVLC/caffe, which puts its one ReLU

@@ -11,7 +11,7 @@ from compress.networks.config import NetworkConfig
 Width = Annotated[int, Meta(gt=0)]
 
 
-class Mlp(NetworkConfig, tag="mlp"):
+class Mlp(NetworkConfig, frozen=True, tag="mlp"):
     """Dense ReLU layers, then the classes; by default Keras' MNIST example, 784-128-10.
 
     Source: "TensorFlow 2 quickstart for beginners", tensorflow.org/tutorials/quickstart/beginner,

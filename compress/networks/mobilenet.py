@@ -16,7 +16,7 @@ _BLOCKS = (
 """Filters at width 1 and stride of each depthwise separable block."""
 
 
-class MobileNetV1(NetworkConfig, tag="mobilenet_v1"):
+class MobileNetV1(NetworkConfig, frozen=True, tag="mobilenet_v1"):
     """A stem and 13 depthwise separable blocks; by default as thin as in MLPerf Tiny.
 
     Source: Howard et al. 2017, "MobileNets", table 1 and equation 6 (width multiplier);

@@ -15,7 +15,7 @@ from compress.networks.config import NetworkConfig
 from deploy.errors import UserError
 
 
-class PythonFunction(NetworkConfig, tag="function"):
+class PythonFunction(NetworkConfig, frozen=True, tag="function"):
     """A function called as ``function(input_shape, classes)`` that returns a ``tf_keras.Model``.
 
     ``input_shape`` is the tuple of one sample's sizes without the batch axis. The module is looked

@@ -8,7 +8,7 @@ from compress.networks.config import NetworkConfig
 from compress.networks.sample_shape import require_image
 
 
-class ResNet8(NetworkConfig, tag="resnet_8"):
+class ResNet8(NetworkConfig, frozen=True, tag="resnet_8"):
     """A stem and three residual stacks of 16, 32 and 64 filters.
 
     Source: Banbury et al. 2021, "MLPerf Tiny Benchmark", section 4.3, and
