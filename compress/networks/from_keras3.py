@@ -163,37 +163,21 @@ class _Translation:
                     layer, f"has the activation {activation!r}, unknown to tf-keras"
                 )
             config["activation"] = activation
-        settings = self._settings(layer, config, target_class)
+        settings, without = _settings(config, type(layer), target_class)
+        if without:
+            raise self._refusal(layer, f"has {', '.join(without)}, a setting that tf-keras lacks")
+        # Its from_config wants the shapes of a built layer; the shapes come with the call anyway.
+        make = target_class if kind == "MultiHeadAttention" else _from_config(target_class)
         try:
-            target = target_class.from_config(settings | {"name": name})
+            target = make(**settings | {"name": name})
         except (TypeError, ValueError) as error:
-            raise self._refusal(layer, f"is refused by tf-keras: {error}") from error
+            reason = " ".join(str(error).split())
+            raise self._refusal(layer, f"is refused by tf-keras: {reason[:200]}") from error
         self._pairs.append((layer, target))
         if not expanded:
             return target  # type: ignore[no-any-return]
         after = _hard_sigmoid(name) if activation == "hard_sigmoid" else _hard_silu(name)
         return lambda *args, **kwargs: after(target(*args, **kwargs))
-
-    def _settings(self, layer: Any, config: dict[str, Any], target_class: type) -> dict[str, Any]:
-        """Return the config in tf-keras' terms; refuse a setting that means something it lacks."""
-        kind = type(layer).__name__
-        defaults = inspect.signature(type(layer).__init__).parameters
-        accepted = _accepted(target_class)
-        settings = {}
-        for key, value in config.items():
-            target_key = _RENAMED.get((kind, key), key)
-            if key.endswith("_initializer"):
-                continue
-            if target_key in accepted:
-                settings[target_key] = _in_tf_keras_terms(value)
-            elif not (
-                value is None
-                or value is False
-                or (key == "data_format" and value == "channels_last")
-                or (key in defaults and defaults[key].default == value)
-            ):
-                raise self._refusal(layer, f"has {key}={value!r}, a setting that tf-keras lacks")
-        return settings
 
     def _arithmetic(self, operation: Any, name: str, operands: tuple[Any, ...]) -> Any:
         """Rebuild ``x + y``, ``2 * x``, ``keras.ops.relu(x)`` … as layers."""
@@ -256,6 +240,33 @@ def _hard_silu(name: str) -> Apply:
     return lambda x: product([x, gate(x)])
 
 
+def _from_config(layer_class: Any) -> Apply:
+    return lambda **settings: layer_class.from_config(settings)
+
+
+def _settings(
+    config: dict[str, Any], source_class: type, target_class: type
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a layer's config in tf-keras' terms, beside the settings that mean what it lacks."""
+    defaults = inspect.signature(vars(source_class).get("__init__", source_class)).parameters
+    accepted = _accepted(target_class)
+    settings, without = {}, []
+    for key, value in config.items():
+        target_key = _RENAMED.get((source_class.__name__, key), key)
+        if key.endswith("_initializer"):
+            continue
+        if target_key in accepted:
+            settings[target_key] = _in_tf_keras_terms(value)
+        elif not (
+            value is None
+            or value is False
+            or (key == "data_format" and value == "channels_last")
+            or (key in defaults and defaults[key].default == value)
+        ):
+            without.append(f"{key}={value!r}")
+    return settings, without
+
+
 def _accepted(layer_class: type) -> set[str]:
     """Return the settings a tf-keras layer class and its bases take by name."""
     return {"name", "trainable", "dtype"}.union(
@@ -268,20 +279,22 @@ def _accepted(layer_class: type) -> set[str]:
 
 
 def _in_tf_keras_terms(value: Any) -> Any:
-    """Return one value of a config as tf-keras writes it."""
-    if isinstance(value, dict) and "class_name" in value:
-        config = value["config"]
-        if value["class_name"] == "DTypePolicy":
-            name = str(config["name"])
-            return "float32" if name.startswith("mixed_") else name
-        kept = {k: v for k, v in config.items() if not k.endswith("_initializer")}
-        return {
-            "class_name": value["class_name"],
-            "config": {k: _in_tf_keras_terms(v) for k, v in kept.items()},
-        }
+    """Return one value of a config as tf-keras writes it; a wrapped layer is a value as well."""
     if isinstance(value, (list, tuple)):
         return [_in_tf_keras_terms(item) for item in value]
-    return value
+    if not isinstance(value, dict) or "class_name" not in value:
+        return value
+    import keras
+    import tf_keras
+
+    kind, config = value["class_name"], value["config"]
+    if kind == "DTypePolicy":
+        policy = str(config["name"])
+        return "float32" if policy.startswith("mixed_") else policy
+    source_class, target_class = (getattr(k.layers, kind, None) for k in (keras, tf_keras))
+    if source_class is not None and target_class is not None:
+        config, _ = _settings(config, source_class, target_class)
+    return {"class_name": kind, "config": config}
 
 
 def _activation_name(activation: Any) -> str | None:
