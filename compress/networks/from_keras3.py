@@ -20,7 +20,10 @@ _UNARY = frozenset({"Relu", "Selu", "Sigmoid", "Silu", "Softmax", "Softplus", "S
 """Functions of ``keras.ops`` that are activations of tf-keras."""
 
 Apply = Callable[..., Any]
-"""What stands for a layer while the graph is rebuilt: tf-keras tensors in, tf-keras tensor out."""
+"""What stands for a layer while the graph is rebuilt: tf-keras tensors in, tf-keras tensor out.
+
+Called as ``apply(*args, training=..., **kwargs)``, where None leaves training to the whole model.
+"""
 
 
 def from_keras3(model: Any, *, where: str) -> Any:
@@ -56,7 +59,11 @@ def from_keras3(model: Any, *, where: str) -> Any:
         raise UserError(f"{where}: only the batch axis may be free, got samples of shape {shapes}")
     inputs = [tf_keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in model.inputs]
     translation = _Translation(where)
-    rebuilt = tf_keras.Model(inputs, translation.through(model, inputs, prefix=""), name=model.name)
+    try:
+        outputs = translation.through(model, inputs, prefix="")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: tf-keras cannot rebuild it: {_one_line(error)}") from error
+    rebuilt = tf_keras.Model(inputs, outputs, name=model.name)
     translation.copy_weights()
     _require_same_outputs(model, rebuilt, where)
     return rebuilt
@@ -71,14 +78,19 @@ class _Translation:
         self._pairs: list[tuple[Any, Any]] = []
         """Each Keras 3 layer with the tf-keras layer that stands for it."""
 
-    def through(self, model: Any, inputs: list[Any], *, prefix: str) -> Any:
-        """Send tf-keras tensors through a Keras 3 model; return its output, or outputs."""
+    def through(
+        self, model: Any, inputs: list[Any], *, prefix: str, training: bool | None = None
+    ) -> Any:
+        """Send tf-keras tensors through a Keras 3 model; return its output, or outputs.
+
+        ``training`` goes to every layer: a frozen network inside another is called with False.
+        """
         import keras
 
         if isinstance(model, keras.Sequential):
             (x,) = inputs
             for layer in model.layers:
-                x = self._apply_of(layer, prefix)(x)
+                x = self._apply_of(layer, prefix)(x, training=training)
             return x
         operations = {operation.name: operation for operation in model.operations}
         config = model.get_config()
@@ -94,7 +106,8 @@ class _Translation:
                 if all(history in ready for history in _histories(node)):
                     outputs = self._apply_of(operations[name], prefix)(
                         *_filled(node["args"], ready),
-                        **{
+                        **{"training": training}
+                        | {
                             key: _filled(value, ready)
                             for key, value in node["kwargs"].items()
                             # tf-keras passes masks along by itself.
@@ -133,14 +146,14 @@ class _Translation:
         name = prefix + operation.name
         if isinstance(operation, keras.Model):
 
-            def nested(x: Any, **_: object) -> Any:
-                inputs = x if isinstance(x, (list, tuple)) else [x]
-                return self.through(operation, list(inputs), prefix=f"{name}_")
+            def nested(x: Any, *, training: bool | None) -> Any:
+                inputs = list(x) if isinstance(x, (list, tuple)) else [x]
+                return self.through(operation, inputs, prefix=f"{name}_", training=training)
 
             return nested
         if isinstance(operation, keras.layers.Layer):
             return self._layer(operation, name)
-        return lambda *tensors: self._arithmetic(operation, name, tensors)
+        return lambda *operands, training: self._arithmetic(operation, name, operands)
 
     def _layer(self, layer: Any, name: str) -> Apply:
         import keras
@@ -149,7 +162,9 @@ class _Translation:
         kind = type(layer).__name__
         config = keras.saving.serialize_keras_object(layer)["config"]
         if isinstance(layer, keras.layers.Lambda):  # only a file that is trusted gets here
-            return tf_keras.layers.Lambda(layer.function, arguments=layer.arguments, name=name)  # type: ignore[no-any-return]
+            return _called(
+                tf_keras.layers.Lambda(layer.function, arguments=layer.arguments, name=name)
+            )
         target_class = getattr(tf_keras.layers, kind, None)
         if target_class is None or not type(layer).__module__.startswith("keras."):
             raise self._refusal(layer, "has no counterpart in tf-keras")
@@ -171,13 +186,13 @@ class _Translation:
         try:
             target = make(**settings | {"name": name})
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise self._refusal(layer, f"is refused by tf-keras: {reason[:200]}") from error
+            raise self._refusal(layer, f"is refused by tf-keras: {_one_line(error)}") from error
         self._pairs.append((layer, target))
         if not expanded:
-            return target  # type: ignore[no-any-return]
+            return _called(target)
         after = _hard_sigmoid(name) if activation == "hard_sigmoid" else _hard_silu(name)
-        return lambda *args, **kwargs: after(target(*args, **kwargs))
+        before = _called(target)
+        return lambda *args, **kwargs: after(before(*args, **kwargs))
 
     def _arithmetic(self, operation: Any, name: str, operands: tuple[Any, ...]) -> Any:
         """Rebuild ``x + y``, ``2 * x``, ``keras.ops.relu(x)`` … as layers."""
@@ -221,6 +236,18 @@ def _scale_offset(kind: str, number: float, *, number_first: bool) -> tuple[floa
             return 1.0 / number, 0.0
         case _:
             return None
+
+
+def _called(layer: Any) -> Apply:
+    """Return the layer as an ``Apply``: told of training only where it was said and it listens."""
+    listens = "training" in inspect.signature(layer.call).parameters
+
+    def apply(*args: Any, training: bool | None, **kwargs: Any) -> Any:
+        if listens and training is not None:
+            kwargs["training"] = training
+        return layer(*args, **kwargs)
+
+    return apply
 
 
 def _hard_sigmoid(name: str) -> Apply:
@@ -379,3 +406,7 @@ def _compute_in_float32(model: Any) -> None:
 
 def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

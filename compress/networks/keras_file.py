@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from pathlib import Path
@@ -62,7 +63,8 @@ def load_keras(path: Path, *, trust_code: bool = False) -> Any:
             import keras
     loader = keras.saving.load_model if is_keras3 else tf_keras.saving.load_model
     try:
-        with working_folder_importable():
+        # Trusted code may lie in a module beside the file's user.
+        with working_folder_importable() if trust_code else contextlib.nullcontext():
             model = loader(str(path), compile=False, safe_mode=not trust_code)
     # Keras raises whatever the first odd entry of a file leads to.
     except Exception as error:

@@ -138,6 +138,25 @@ def test_shared_and_nested_layers_come_out_flat_with_the_same_outputs():
     assert len(rebuilt.get_layer("shared").inbound_nodes) == 2
 
 
+@pytest.mark.parametrize(
+    "nest",
+    [
+        keras.Model,
+        lambda x, _: keras.Sequential([x, layers.BatchNormalization()]),
+    ],
+)
+def test_a_frozen_network_inside_another_stays_frozen_while_training(nest):
+    x = layers.Input(IMAGE)
+    base = nest(x, layers.BatchNormalization()(x))
+    base.trainable = False
+    outer = layers.Input(IMAGE)
+    model = randomized(keras.Model(outer, layers.Conv2D(2, 1)(base(outer, training=False))))
+    rebuilt = from_keras3(model, where="mine")
+    samples = np.random.default_rng(0).normal(size=(4, *IMAGE)).astype("float32")
+    np.testing.assert_allclose(rebuilt(samples, training=True), rebuilt(samples, training=False))
+    assert [layer.trainable for layer in rebuilt.layers if layer.weights] == [False, True]
+
+
 def test_the_rebuilt_model_is_plain_tf_keras(tmp_path):
     model = randomized(
         keras.Sequential([layers.Input(IMAGE), layers.Conv2D(2, 3, activation="hard_silu")])
@@ -200,6 +219,15 @@ def test_an_operation_without_a_layer_is_refused_by_its_name():
     model = keras.Model(x, keras.ops.cumsum(x, axis=1))
     with pytest.raises(UserError, match=r"^mine: the layer 'cumsum' \(Cumsum\) has no counterpart"):
         from_keras3(model, where="mine")
+
+
+def test_inputs_that_a_tf_keras_layer_refuses_are_one_line(monkeypatch):
+    def refuse(self, inputs):
+        raise ValueError("no such\nshape")
+
+    monkeypatch.setattr(tf_keras.layers.Flatten, "call", refuse)
+    with pytest.raises(UserError, match=r"^mine: tf-keras cannot rebuild it: .*no such shape"):
+        from_keras3(sequential(layers.Flatten()), where="mine")
 
 
 def test_outputs_that_differ_are_refused(monkeypatch):

@@ -140,7 +140,7 @@ def test_a_layer_of_a_foreign_module_is_not_imported(library, tmp_path, monkeypa
         config["config"]["layers"][-1]["module"] = "foreign"
 
     path = rewritten(save(small(library), tmp_path / "m.keras"), change)
-    with pytest.raises(UserError, match="of the module 'foreign': .* --trust-code"):
+    with pytest.raises(UserError, match=r"of the module 'foreign': .* --trust-code"):
         load_keras(path)
     assert not (tmp_path / "it ran").exists()
 
@@ -226,7 +226,9 @@ def archive_named_h5(folder):
 
 
 def weights_only(folder):
-    small(keras).save_weights(folder / "m.weights.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small(keras).save_weights(folder / "m.weights.h5")
     return folder / "m.weights.h5"
 
 
