@@ -12,6 +12,9 @@ _ROOMS = (
 """The modules of Keras that define networks. ``utils`` and others hold functions that fetch
 files or write them, and a loader calls whatever callable a config names."""
 
+_CODE_LAYERS = frozenset({"Lambda", "TFSMLayer", "TorchModuleWrapper"})
+"""Bytecode, a SavedModel from elsewhere, a pickle."""
+
 _TF_FUNCTIONS = ("__operators__.", "math.", "nn.")
 _TF_NAMES = frozenset(
     {"cast", "clip_by_value", "concat", "expand_dims", "identity", "pad", "repeat", "reshape"}
@@ -53,8 +56,8 @@ def _why_not_safe(entry: dict[str, object]) -> str | None:
     """Say why loading this object would run code, or None if it would not."""
     kind, config, module = entry["class_name"], entry.get("config"), entry.get("module")
     name = config.get("name") if isinstance(config, dict) else config
-    if kind == "Lambda":
-        return f"the Lambda layer {name!r}"
+    if kind in _CODE_LAYERS:
+        return f"the {kind} layer {name!r}"
     if kind == "__lambda__":
         return "a Python lambda stored as bytecode"
     if kind == "ClassMethod" or (

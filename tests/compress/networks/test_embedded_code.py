@@ -28,6 +28,7 @@ def test_keras_own_layers_are_safe(module):
             {"class_name": "TimeDistributed", "config": {"layer": {"class_name": "Lambda", "config": {"name": "in"}}}},
             "the Lambda layer 'in'",
         ),
+        (dense(class_name="TorchModuleWrapper"), "the TorchModuleWrapper layer 'd'"),
         ({"class_name": "__lambda__", "config": {"value": "4wE="}}, "a Python lambda stored as bytecode"),
         (dense(module="os"), "of the module 'os'"),
         (dense(module="my_net.layers"), "of the module 'my_net.layers'"),

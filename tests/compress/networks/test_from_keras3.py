@@ -148,13 +148,40 @@ def test_shared_and_nested_layers_come_out_flat_with_the_same_outputs():
 def test_a_frozen_network_inside_another_stays_frozen_while_training(nest):
     x = layers.Input(IMAGE)
     base = nest(x, layers.BatchNormalization()(x))
-    base.trainable = False
     outer = layers.Input(IMAGE)
     model = randomized(keras.Model(outer, layers.Conv2D(2, 1)(base(outer, training=False))))
     rebuilt = from_keras3(model, where="mine")
     samples = np.random.default_rng(0).normal(size=(4, *IMAGE)).astype("float32")
     np.testing.assert_allclose(rebuilt(samples, training=True), rebuilt(samples, training=False))
+
+
+def test_layers_that_are_not_trained_stay_so():
+    base = sequential(layers.Dense(2), layers.Dense(2))
+    base.layers[0].trainable = False
+    rebuilt = from_keras3(base, where="mine")
     assert [layer.trainable for layer in rebuilt.layers if layer.weights] == [False, True]
+
+
+def test_a_nested_network_with_arithmetic_can_be_used_twice():
+    x = layers.Input(SERIES)
+    inner = keras.Model(x, layers.Dense(4, activation="hard_silu")(x * 2.0) + x)
+    y = layers.Input(SERIES)
+    once = inner(y)
+    for output in (once, inner(once), inner(once) + once, inner(once) * 2.0):
+        model = randomized(keras.Model(y, output))
+        assert_same(model, from_keras3(model, where="mine"))
+
+
+def test_an_output_may_come_from_any_use_of_a_nested_network():
+    x = layers.Input(SERIES)
+    inner = keras.Model(x, layers.Dense(4)(x))
+    y = layers.Input(SERIES)
+    first = inner(y)
+    model = randomized(keras.Model(y, [first, inner(first)]))
+    rebuilt = from_keras3(model, where="mine")
+    samples = np.ones((1, *SERIES), "float32")
+    for ours, theirs in zip(rebuilt(samples), model(samples), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_the_rebuilt_model_is_plain_tf_keras(tmp_path):
