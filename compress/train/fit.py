@@ -151,7 +151,7 @@ def fit(
     Raises:
         UserError: if the batch is larger than the training split, early stopping has no
             validation samples, the model does not turn a sample into one probability a class, or
-            the loss becomes infinite or NaN. After the last the model's weights are worthless.
+            the loss or a weight becomes infinite or NaN; the model's weights are worthless then.
     """
     with needs_extra("compress"):
         import tensorflow as tf
@@ -206,6 +206,9 @@ class _Run:
         metrics = {name: float(value) for name, value in logs.items()}
         if "val_loss" in metrics:
             self._require_finite("val_loss", metrics["val_loss"], "its end")
+        for weight in self.model.trainable_weights:
+            # A fused ReLU turns NaN into 0: the loss can stay finite over worthless weights.
+            self._require_finite(weight.name, float(weight.numpy().sum()), "its end")
         self.history.append(metrics)
         if self.on_epoch is not None:
             seconds = time.perf_counter() - self.started

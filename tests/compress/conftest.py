@@ -17,7 +17,7 @@ def tiny_task() -> Task:
 
     def split(samples: int) -> Split:
         y = np.arange(samples) % 3
-        x = blobs[y] + rng.normal(0, 0.3, (samples, 8, 8))
+        x = blobs[y] + rng.normal(0, 0.2, (samples, 8, 8))
         x = x[..., None].astype(np.float32)
         return Split(raw=x, x=x, y=y)
 

@@ -11,12 +11,12 @@ from compress.train.schedules import Cosine
 from deploy.errors import UserError
 
 
-def network(units=8, classes=3, activation="softmax", dropout=0.0):
+def network(units=8, classes=3, activation="softmax", dropout=0.0, activation_inside="relu"):
     tf_keras.utils.set_random_seed(7)
     return tf_keras.Sequential(
         [
             tf_keras.layers.Flatten(input_shape=(8, 8, 1)),
-            tf_keras.layers.Dense(units, activation="relu", name="dense1"),
+            tf_keras.layers.Dense(units, activation=activation_inside, name="dense1"),
             tf_keras.layers.Dropout(dropout),
             tf_keras.layers.Dense(classes, activation=activation, name="dense2"),
         ]
@@ -40,7 +40,7 @@ def decode(**fields):
 
 
 def test_training_learns_the_task(tiny_task):
-    history = fit(network(), tiny_task, Fit(epochs=8, batch_size=16), seed=0)
+    history = fit(network(), tiny_task, Fit(epochs=8, batch_size=8), seed=0)
     assert history.epochs[-1]["val_accuracy"] > 0.9
     assert history.kept_epoch == len(history.epochs) == 8
 
@@ -75,14 +75,24 @@ def test_early_stopping_keeps_the_best_epoch_and_stops_when_patience_is_over(tin
         epochs=30,
         batch_size=16,
         optimizer=Adam(learning_rate=0.1),
-        early_stopping=EarlyStopping(metric="val_loss", patience=2),
+        early_stopping=EarlyStopping(metric="val_accuracy", patience=2),
     )
     history = fit(model, tiny_task, config, seed=0)
-    losses = [epoch["val_loss"] for epoch in history.epochs]
-    assert history.kept_epoch == 1 + int(np.argmin(losses))
-    assert len(losses) == history.kept_epoch + 2 < 30
+    accuracies = [epoch["val_accuracy"] for epoch in history.epochs]
+    assert history.kept_epoch == 1 + int(np.argmax(accuracies))
+    assert len(accuracies) == history.kept_epoch + 2 < 30
     loss, _ = model.evaluate(tiny_task.validation.x, tiny_task.validation.y, verbose=0)
-    assert loss == pytest.approx(min(losses), abs=1e-6)
+    assert loss == pytest.approx(history.epochs[history.kept_epoch - 1]["val_loss"], abs=1e-6)
+
+
+def test_a_smaller_validation_loss_is_the_better_one(tiny_task):
+    config = Fit(
+        epochs=4, batch_size=16, early_stopping=EarlyStopping(metric="val_loss", patience=1)
+    )
+    history = fit(network(), tiny_task, config, seed=0)
+    losses = [epoch["val_loss"] for epoch in history.epochs]
+    assert losses == sorted(losses, reverse=True)
+    assert history.kept_epoch == 4
 
 
 def test_the_best_weights_come_back_even_when_the_epochs_run_out_first(tiny_task):
@@ -138,29 +148,34 @@ def test_a_batch_larger_than_the_training_split_is_refused(tiny_task):
         fit(network(), tiny_task, Fit(epochs=1, batch_size=193), seed=0)
 
 
+def with_nan(task, split):
+    part = getattr(task, split)
+    x = part.x.copy()
+    x[1:] = np.nan  # the first sample is looked at before training
+    return dataclasses.replace(task, **{split: dataclasses.replace(part, x=x)})
+
+
 def test_a_loss_that_explodes_stops_with_epoch_step_and_learning_rate(tiny_task):
-    broken = dataclasses.replace(
-        tiny_task, train=dataclasses.replace(tiny_task.train, x=tiny_task.train.x.copy())
-    )
-    broken.train.x[1:] = np.nan
+    config = Fit(epochs=1, batch_size=96, optimizer=Adam(learning_rate=3e-3))
     with pytest.raises(
         UserError, match=r"loss became nan in epoch 1 at step [12] with learning rate 0\.003"
     ):
+        fit(network(activation_inside="tanh"), with_nan(tiny_task, "train"), config, seed=0)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_too(tiny_task):
+    with pytest.raises(UserError, match="val_loss became nan in epoch 1 at its end"):
         fit(
-            network(),
-            broken,
-            Fit(epochs=1, batch_size=96, optimizer=Adam(learning_rate=3e-3)),
+            network(activation_inside="tanh"),
+            with_nan(tiny_task, "validation"),
+            Fit(epochs=1, batch_size=96),
             seed=0,
         )
 
 
-def test_a_validation_loss_that_is_not_finite_stops_too(tiny_task):
-    x = np.full_like(tiny_task.validation.x, np.nan)
-    broken = dataclasses.replace(
-        tiny_task, validation=dataclasses.replace(tiny_task.validation, x=x)
-    )
-    with pytest.raises(UserError, match="val_loss became nan in epoch 1 at its end"):
-        fit(network(), broken, Fit(epochs=1, batch_size=96), seed=0)
+def test_weights_that_are_not_finite_under_a_finite_loss_stop_too(tiny_task):
+    with pytest.raises(UserError, match=r"dense1/kernel:0 became nan in epoch 1 at its end"):
+        fit(network(), with_nan(tiny_task, "train"), Fit(epochs=2, batch_size=96), seed=0)
 
 
 @pytest.mark.parametrize(
