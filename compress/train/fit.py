@@ -266,7 +266,9 @@ def _why_not_trained(model: Any, task: Task, config: Fit) -> str | None:
         outputs = model(task.train.x[:1], training=False)
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        return f"model: does not take the samples of {task.name}, shape {task.input_shape}: {reason}"
+        return (
+            f"model: does not take the samples of {task.name}, shape {task.input_shape}: {reason}"
+        )
     shape = getattr(outputs, "shape", None)
     if shape != (1, len(task.labels)):
         return (
@@ -275,7 +277,9 @@ def _why_not_trained(model: Any, task: Task, config: Fit) -> str | None:
         )
     total = float(sum(outputs[0]))
     if not abs(total - 1) < 1e-2:
-        return f"model: outputs must be probabilities, got a sum of {total:.3g}; end it in a softmax"
+        return (
+            f"model: outputs must be probabilities, got a sum of {total:.3g}; end it in a softmax"
+        )
     return None
 
 
