@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -34,11 +34,11 @@ _KERNELS = {
 """The layer types that can be pruned, and which of their weights is."""
 
 
-class Unstructured(Record, tag_field="kind", tag="unstructured"):
+class Unstructured(Record, frozen=True, tag_field="kind", tag="unstructured"):
     """Any weight may go."""
 
 
-class NOfM(Record, tag_field="kind", tag="n_of_m"):
+class NOfM(Record, frozen=True, tag_field="kind", tag="n_of_m"):
     """``zeros`` of every ``of`` neighbours along the input channels go, as in 2:4 sparsity.
 
     Mishra et al., "Accelerating Sparse Deep Neural Networks" (2021). For Dense and Conv2D. Which
@@ -53,7 +53,7 @@ class NOfM(Record, tag_field="kind", tag="n_of_m"):
             raise ValueError(f"zeros must be below of ({self.of}), got {self.zeros}")
 
 
-class Block(Record, tag_field="kind", tag="block"):
+class Block(Record, frozen=True, tag_field="kind", tag="block"):
     """Blocks of ``height`` inputs by ``width`` outputs go together. For kernels of two axes."""
 
     height: Positive
@@ -65,7 +65,7 @@ class Block(Record, tag_field="kind", tag="block"):
 Pattern = Unstructured | NOfM | Block
 
 
-class MagnitudePrune(Record, tag_field="kind", tag="magnitude_prune"):
+class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune"):
     """Zero the smallest weights of every kernel while training goes on.
 
     Each layer reaches its own target; weights of different layers are not compared. ``begin`` and
@@ -151,6 +151,8 @@ def magnitude_prune(
     with needs_extra("compress"):
         import tensorflow_model_optimization as tfmot
 
+    if not model.built:
+        raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
     _check_names(model, step)
     steps_per_epoch = step.fine_tune.steps_per_epoch(len(task.train))
     wrapped = _wrap(_copy(model), step, steps_per_epoch)
@@ -276,28 +278,26 @@ def _is_model(layer: Any) -> bool:
 
 def _copy(model: Any) -> Any:
     """Return a model with the same layers, names and weights, which shares nothing with it."""
-    copy = _clone(model, lambda layer: type(layer).from_config(layer.get_config()))
-    if not copy.built:
-        raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def _clone(model: Any, clone_layer: Any) -> Any:
-    """Rebuild a model, and the models inside it, from what ``clone_layer`` makes of each layer."""
-    import tf_keras
-
-    def clone(layer: Any) -> Any:
-        return _clone(layer, clone_layer) if _is_model(layer) else clone_layer(layer)
-
     try:
-        return tf_keras.models.clone_model(model, clone_function=clone)
+        copy = _clone(model, lambda layer: type(layer).from_config(layer.get_config()))
+        copy.set_weights(model.get_weights())
     except (NotImplementedError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model: '{model.name}' cannot be copied layer by layer: {reason}; give a functional or "
             "Sequential model whose own layers have get_config"
         ) from error
+    return copy
+
+
+def _clone(model: Any, clone_layer: Callable[[Any], Any]) -> Any:
+    """Rebuild a model, and the models inside it, from what ``clone_layer`` makes of each layer."""
+    import tf_keras
+
+    def clone(layer: Any) -> Any:
+        return _clone(layer, clone_layer) if _is_model(layer) else clone_layer(layer)
+
+    return tf_keras.models.clone_model(model, clone_function=clone)
 
 
 def _wrap(model: Any, step: MagnitudePrune, steps_per_epoch: int) -> Any:
@@ -364,9 +364,10 @@ def _require_targets(model: Any, step: MagnitudePrune) -> None:
     """Raise where the weights themselves do not show the zeros that were asked for."""
     unit = step.pattern.height * step.pattern.width if isinstance(step.pattern, Block) else 1
     for layer in _layers(model):
-        if why_not_pruned(layer, step) is not None:
+        kernel = _kernel(layer)
+        if kernel is None or why_not_pruned(layer, step) is not None:
             continue
-        kernel, target = _kernel(layer).numpy(), step.target(layer.name)
+        kernel, target = kernel.numpy(), step.target(layer.name)
         units = kernel.size // unit
         wanted = units - max(1, round(units * (1 - target)))
         zeros = int(np.sum(kernel == 0))

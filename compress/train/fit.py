@@ -17,13 +17,13 @@ from deploy.record import Record
 Positive = Annotated[float, Meta(gt=0)]
 
 
-class Adam(Record, tag_field="kind", tag="adam"):
+class Adam(Record, frozen=True, tag_field="kind", tag="adam"):
     """Kingma and Ba, "Adam" (2015)."""
 
     learning_rate: Positive = 1e-3
 
 
-class AdamW(Record, tag_field="kind", tag="adamw"):
+class AdamW(Record, frozen=True, tag_field="kind", tag="adamw"):
     """Adam with decoupled weight decay: Loshchilov and Hutter (2019).
 
     Kernels decay; biases and normalisation parameters do not.
@@ -33,7 +33,7 @@ class AdamW(Record, tag_field="kind", tag="adamw"):
     weight_decay: Annotated[float, Meta(ge=0)] = 1e-2
 
 
-class Sgd(Record, tag_field="kind", tag="sgd"):
+class Sgd(Record, frozen=True, tag_field="kind", tag="sgd"):
     """Stochastic gradient descent with momentum."""
 
     learning_rate: Positive = 1e-2
@@ -45,7 +45,7 @@ class Sgd(Record, tag_field="kind", tag="sgd"):
             raise ValueError("nesterov needs a momentum above 0, got 0")
 
 
-class RmsProp(Record, tag_field="kind", tag="rmsprop"):
+class RmsProp(Record, frozen=True, tag_field="kind", tag="rmsprop"):
     """Tieleman and Hinton, Coursera lecture 6.5 (2012)."""
 
     learning_rate: Positive = 1e-3
@@ -54,7 +54,7 @@ class RmsProp(Record, tag_field="kind", tag="rmsprop"):
 Optimizer = Adam | AdamW | Sgd | RmsProp
 
 
-class EarlyStopping(Record):
+class EarlyStopping(Record, frozen=True):
     """Stop when validation no longer improves, and go back to the best epoch's weights.
 
     An epoch is better when it beats the best so far by more than ``min_delta``, in the metric's
@@ -68,7 +68,7 @@ class EarlyStopping(Record):
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
 
 
-class Fit(Record):
+class Fit(Record, frozen=True):
     """One training run. The loss is sparse categorical cross-entropy on softmax outputs."""
 
     epochs: Annotated[int, Meta(ge=1)]
@@ -98,7 +98,7 @@ class Fit(Record):
         return math.ceil(samples / self.batch_size)
 
 
-class EpochEnd(Record):
+class EpochEnd(Record, frozen=True):
     """What is known when an epoch is over."""
 
     epoch: int
@@ -114,7 +114,7 @@ class EpochEnd(Record):
 OnEpoch = Callable[[EpochEnd], None]
 
 
-class History(Record):
+class History(Record, frozen=True):
     """How a training run went."""
 
     epochs: tuple[dict[str, float], ...]

@@ -10,11 +10,11 @@ from deploy.errors import needs_extra
 from deploy.record import Record
 
 
-class Constant(Record, tag_field="kind", tag="constant"):
+class Constant(Record, frozen=True, tag_field="kind", tag="constant"):
     """The optimizer's learning rate from the first step to the last."""
 
 
-class Cosine(Record, tag_field="kind", tag="cosine"):
+class Cosine(Record, frozen=True, tag_field="kind", tag="cosine"):
     """Half a cosine from the optimizer's learning rate down to zero, after an optional warm-up.
 
     Loshchilov and Hutter, "SGDR" (2017), equation 5 without restarts. During the warm-up the
