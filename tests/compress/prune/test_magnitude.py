@@ -12,6 +12,8 @@ from compress.prune.magnitude import (
     Block,
     MagnitudePrune,
     NOfM,
+    _calls,
+    _tfmot_schedule,
     magnitude_prune,
     mask_updates,
     sparsity_by_layer,
@@ -181,21 +183,30 @@ def test_early_stopping_cannot_bring_back_weights_from_before_the_target(tiny_ta
     assert len(ends) == 4  # the third, in which the last choice falls, and one of patience
 
 
-def test_a_layer_used_twice_follows_the_schedule_at_the_pace_of_the_others(tiny_task):
+def test_layers_used_twice_and_layers_of_inner_models_are_pruned_once_each(tiny_task):
     shared = layers.Dense(16, activation="relu", name="shared")
     inner = tf_keras.Sequential(
         [layers.Input((16,)), layers.Dense(16, activation="relu", name="inner1")], name="inner"
     )
     model = functional(lambda x: inner(inner(shared(shared(x)))))
-    asked = step(0.8, begin=0.2, end=0.9, schedule="polynomial", initial_sparsity=0.2)
-    pruned = magnitude_prune(model, asked, tiny_task, seed=0)
-    for kernel in (
-        pruned.get_layer("shared").kernel.numpy(),
-        pruned.get_layer("inner").get_layer("inner1").kernel.numpy(),
-        pruned.get_layer("dense1").kernel.numpy(),
-    ):
+    pruned = magnitude_prune(model, step(0.8, skip=("dense1", "classes")), tiny_task, seed=0)
+    for layer in (pruned.get_layer("shared"), pruned.get_layer("inner").get_layer("inner1")):
+        kernel = layer.kernel.numpy()
         assert abs((kernel == 0).sum() - 0.8 * kernel.size) <= 1
     assert set(sparsity_by_layer(pruned)) == {"dense1", "shared", "inner1", "classes"}
+    assert dict(_calls(pruned)) == {
+        **dict.fromkeys(("image", "flatten", "dense1", "classes"), 1),
+        **dict.fromkeys(("shared", "inner1"), 2),
+    }
+
+
+def test_a_layer_used_twice_follows_the_schedule_at_the_pace_of_the_others():
+    once, twice = (_tfmot_schedule(step(), "dense1", 100, calls) for calls in (1, 2))
+    for training_step in (1, 2, 13, 50, 97):
+        turn, sparsity = once(training_step)
+        at_calls = [twice(2 * training_step - 1), twice(2 * training_step)]
+        assert any(bool(call_turn) for call_turn, _ in at_calls) == bool(turn)
+        assert float(at_calls[1][1]) == pytest.approx(float(sparsity), abs=1e-6)
 
 
 def test_a_custom_layer_is_left_alone_with_the_reason(tiny_task):
