@@ -1,0 +1,308 @@
+"""The one training loop: every baseline and every recovery runs through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from compress.data.task import Task
+from compress.train.schedules import Constant, Cosine, Schedule, learning_rate
+from deploy.errors import UserError, needs_extra
+from deploy.record import Record
+
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Adam(Record, frozen=True, tag_field="kind", tag="adam"):
+    """Kingma and Ba, "Adam" (2015)."""
+
+    learning_rate: Positive = 1e-3
+
+
+class AdamW(Record, frozen=True, tag_field="kind", tag="adamw"):
+    """Adam with decoupled weight decay: Loshchilov and Hutter (2019).
+
+    Kernels decay; biases and normalisation parameters do not.
+    """
+
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-2
+
+
+class Sgd(Record, frozen=True, tag_field="kind", tag="sgd"):
+    """Stochastic gradient descent with momentum."""
+
+    learning_rate: Positive = 1e-2
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, got 0")
+
+
+class RmsProp(Record, frozen=True, tag_field="kind", tag="rmsprop"):
+    """Tieleman and Hinton, Coursera lecture 6.5 (2012)."""
+
+    learning_rate: Positive = 1e-3
+
+
+Optimizer = Adam | AdamW | Sgd | RmsProp
+
+
+class EarlyStopping(Record, frozen=True):
+    """Stop when validation no longer improves, and go back to the best epoch's weights.
+
+    An epoch is better when it beats the best so far by more than ``min_delta``, in the metric's
+    own unit; of equals the earlier is kept. The best weights come back whether or not training
+    was cut short.
+    """
+
+    patience: Annotated[int, Meta(ge=1)]
+    """Epochs in a row without improvement after which training stops."""
+    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    min_delta: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Fit(Record, frozen=True):
+    """One training run. The loss is sparse categorical cross-entropy on softmax outputs."""
+
+    epochs: Annotated[int, Meta(ge=1)]
+    batch_size: Annotated[int, Meta(ge=1)] = 128
+    """The last batch of an epoch holds what is left."""
+    optimizer: Optimizer = Adam()
+    schedule: Schedule = Constant()
+    early_stopping: EarlyStopping | None = None
+    """None keeps the last epoch's weights."""
+    deterministic: bool = True
+    """Bit-equal weights for equal seeds on one machine. TensorFlow cannot take this back: once a
+    deterministic run was made, every later run of the process is deterministic too."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schedule, Cosine) and self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs must be below epochs ({self.epochs}), "
+                f"got {self.schedule.warmup_epochs:g}"
+            )
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Batches in an epoch over ``samples`` samples.
+
+        >>> Fit(epochs=1, batch_size=128).steps_per_epoch(300)
+        3
+        """
+        return math.ceil(samples / self.batch_size)
+
+
+class EpochEnd(Record, frozen=True):
+    """What is known when an epoch is over."""
+
+    epoch: int
+    """Counted from 1."""
+    epochs: int
+    """How many there will be, unless training stops early."""
+    metrics: dict[str, float]
+    """``loss``, ``accuracy`` and, with validation samples, ``val_loss`` and ``val_accuracy``."""
+    seconds: float
+    """How long the epoch took, validation included."""
+
+
+OnEpoch = Callable[[EpochEnd], None]
+
+
+class History(Record, frozen=True):
+    """How a training run went."""
+
+    epochs: tuple[dict[str, float], ...]
+    """The metrics of each epoch that was run, in order."""
+    kept_epoch: int
+    """The epoch, counted from 1, whose weights the model has now."""
+
+
+def fit(
+    model: Any,
+    task: Task,
+    config: Fit,
+    *,
+    seed: int,
+    callbacks: Sequence[Any] = (),
+    on_epoch: OnEpoch | None = None,
+    keep_from: int = 1,
+) -> History:
+    """Train a Keras model in place on ``task.train``, watching ``task.validation``.
+
+    Prints nothing. Python's, numpy's and TensorFlow's global generators are seeded, because Keras
+    draws from all three. The optimizer is made anew; the model's own is dropped.
+
+    Args:
+        model: a tf-keras classifier that ends in a softmax; compiled or not.
+        task: what to learn. The test split is not touched.
+        config: how to learn it.
+        seed: of shuffling, dropout and everything else that is drawn while training.
+        callbacks: further Keras callbacks; at the end of an epoch they run first, so that what
+            they do to the weights is in the weights that are kept.
+        on_epoch: told about the end of each epoch.
+        keep_from: first epoch, counted from 1, that early stopping may judge and keep.
+
+    Raises:
+        UserError: if the batch is larger than the training split, early stopping has no
+            validation samples, the model does not turn a sample into one probability a class, or
+            the loss or a weight becomes infinite or NaN; the model's weights are worthless then.
+    """
+    with needs_extra("compress"):
+        import tensorflow as tf
+        import tf_keras
+
+    why_not = _why_not_trained(model, task, config)
+    if why_not is not None:
+        raise UserError(why_not)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf_keras.utils.set_random_seed(seed)
+    model.compile(
+        optimizer=_keras_optimizer(config, config.steps_per_epoch(len(task.train))),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    run = _Run(model, config, on_epoch, keep_from)
+    watch = tf_keras.callbacks.LambdaCallback(
+        on_epoch_begin=run.begin_epoch, on_batch_end=run.end_step, on_epoch_end=run.end_epoch
+    )
+    model.fit(
+        task.train.x,
+        task.train.y,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        validation_data=(task.validation.x, task.validation.y) if len(task.validation) else None,
+        callbacks=[*callbacks, watch],
+        verbose=0,
+    )
+    return run.finish()
+
+
+class _Run:
+    """What is remembered between the epochs of one training run."""
+
+    def __init__(self, model: Any, config: Fit, on_epoch: OnEpoch | None, keep_from: int) -> None:
+        self.model = model
+        self.config = config
+        self.on_epoch = on_epoch
+        self.keep_from = keep_from
+        self.history: list[dict[str, float]] = []
+        self.best_epoch: int | None = None
+        self.best_weights: list[Any] = []
+
+    def begin_epoch(self, _epoch: int, _logs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def end_step(self, step: int, logs: dict[str, float]) -> None:
+        self._require_finite("loss", logs["loss"], f"step {step + 1}")
+
+    def end_epoch(self, _epoch: int, logs: dict[str, float]) -> None:
+        metrics = {name: float(value) for name, value in logs.items()}
+        if "val_loss" in metrics:
+            self._require_finite("val_loss", metrics["val_loss"], "its end")
+        for weight in self.model.trainable_weights:
+            # A fused ReLU turns NaN into 0: the loss can stay finite over worthless weights.
+            self._require_finite(weight.name, float(weight.numpy().sum()), "its end")
+        self.history.append(metrics)
+        if self.on_epoch is not None:
+            seconds = time.perf_counter() - self.started
+            epoch = len(self.history)
+            self.on_epoch(
+                EpochEnd(epoch=epoch, epochs=self.config.epochs, metrics=metrics, seconds=seconds)
+            )
+        if self.config.early_stopping is not None:
+            self._keep_best(self.config.early_stopping)
+
+    def finish(self) -> History:
+        kept_epoch = len(self.history)
+        if self.best_epoch is not None:
+            kept_epoch = self.best_epoch
+            self.model.set_weights(self.best_weights)
+        return History(epochs=tuple(self.history), kept_epoch=kept_epoch)
+
+    def _keep_best(self, stopping: EarlyStopping) -> None:
+        epoch = len(self.history)
+        if epoch < self.keep_from:
+            return
+        if self.best_epoch is None or self._gain(stopping, self.best_epoch) > stopping.min_delta:
+            self.best_epoch, self.best_weights = epoch, self.model.get_weights()
+        elif epoch - self.best_epoch >= stopping.patience:
+            self.model.stop_training = True
+
+    def _gain(self, stopping: EarlyStopping, best_epoch: int) -> float:
+        """By how much the last epoch beats the best one; above 0 is better."""
+        gain = self.history[-1][stopping.metric] - self.history[best_epoch - 1][stopping.metric]
+        return -gain if stopping.metric == "val_loss" else gain
+
+    def _require_finite(self, name: str, value: float, where: str) -> None:
+        if not math.isfinite(value):
+            rate = float(self.model.optimizer.learning_rate)
+            raise UserError(
+                f"training: {name} became {value} in epoch {len(self.history) + 1} at {where} "
+                f"with learning rate {rate:.3g}; lower optimizer.learning_rate, "
+                "add warm-up epochs, or look for NaN and unscaled values in the data"
+            )
+
+
+def _why_not_trained(model: Any, task: Task, config: Fit) -> str | None:
+    """Say why this model cannot be trained like this on this task, or None if it can."""
+    if config.batch_size > len(task.train):
+        return (
+            f"batch_size: {config.batch_size} is more than the {len(task.train)} training samples "
+            f"of {task.name}; give a smaller batch_size or more samples"
+        )
+    if config.early_stopping is not None and not len(task.validation):
+        return (
+            f"early_stopping: {config.early_stopping.metric} needs validation samples and "
+            f"{task.name} has none; raise data.validation_fraction or leave early_stopping out"
+        )
+    try:
+        outputs = model(task.train.x[:1], training=False)
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        return (
+            f"model: does not take the samples of {task.name}, shape {task.input_shape}: {reason}"
+        )
+    shape = getattr(outputs, "shape", None)
+    if shape != (1, len(task.labels)):
+        return (
+            f"model: must give one output a class, {len(task.labels)} for {task.name}, "
+            f"got {f'shape {tuple(shape[1:])}' if shape is not None else 'several outputs'}"
+        )
+    total = float(sum(outputs[0]))
+    if not abs(total - 1) < 1e-2:
+        return (
+            f"model: outputs must be probabilities, got a sum of {total:.3g}; end it in a softmax"
+        )
+    return None
+
+
+def _keras_optimizer(config: Fit, steps_per_epoch: int) -> Any:
+    import tf_keras
+
+    optimizer = config.optimizer
+    rate = learning_rate(
+        config.schedule,
+        optimizer.learning_rate,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    match optimizer:
+        case Adam():
+            return tf_keras.optimizers.Adam(rate)
+        case AdamW():
+            adamw = tf_keras.optimizers.AdamW(rate, weight_decay=optimizer.weight_decay)
+            adamw.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+            return adamw
+        case Sgd():
+            return tf_keras.optimizers.SGD(
+                rate, momentum=optimizer.momentum, nesterov=optimizer.nesterov
+            )
+        case RmsProp():
+            return tf_keras.optimizers.RMSprop(rate)
