@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,12 @@ class Weighted:
     Attributes:
         node: the ``NodeProto``.
         weight: the stored weights, an initialiser (``TensorProto``).
-        zero_point: the stored values that mean 0.0, broadcast to the shape of the weights; None
-            where the weights are floats.
+        zero_point: the stored value that means 0.0, of a shape that broadcasts to the weights'.
     """
 
     node: Any
     weight: Any
-    zero_point: Array | None
+    zero_point: Array
 
 
 def constants(graph: Any) -> dict[str, Any]:
@@ -80,8 +78,8 @@ def array_of(tensor: Any) -> Array:
 def weighted_nodes(graph: Any) -> list[Weighted]:
     """Return the nodes of a ``GraphProto`` that multiply with stored weights, in graph order.
 
-    The weights are found behind ``DequantizeLinear``, ``Cast`` and ``Identity`` too. A product of
-    two activations has no weights and is left out.
+    The weights are found behind ``DequantizeLinear``, ``Cast``, ``Identity`` and ``Mul`` with a
+    constant scale too. A product of two activations has no weights and is left out.
     """
     stored, made_by = constants(graph), producers(graph)
     found = []
@@ -89,34 +87,31 @@ def weighted_nodes(graph: Any) -> list[Weighted]:
         if node.op_type not in _WEIGHT_INPUT:
             continue
         index, zero_index = _WEIGHT_INPUT[node.op_type]
-        zero_name = (
-            node.input[zero_index]
-            if zero_index is not None and len(node.input) > zero_index
-            else None
-        )
-        name, axis, is_integer = node.input[index], 1, zero_index is not None
+        zero_name, axis = "", 1
+        if zero_index is not None and len(node.input) > zero_index:
+            zero_name = node.input[zero_index]
+        name = node.input[index]
         while name not in stored and (maker := made_by.get(name)) is not None:
             if maker.op_type == "DequantizeLinear":
-                is_integer = True
                 axis = attributes(maker).get("axis", 1)
-                zero_name = maker.input[2] if len(maker.input) > 2 else None
-            elif maker.op_type not in {"Cast", "Identity"}:
+                zero_name = maker.input[2] if len(maker.input) > 2 else ""
+            elif maker.op_type not in {"Cast", "Identity", "Mul"}:
                 break
             name = maker.input[0]
-        if name not in stored:
-            continue
-        weight = stored[name]
-        zero_point = None
-        if is_integer:
-            zero_point = _broadcast_zero_point(stored, zero_name, axis, tuple(weight.dims))
-        found.append(Weighted(node=node, weight=weight, zero_point=zero_point))
+        if name in stored:
+            zero = array_of(stored[zero_name]) if zero_name in stored else None
+            found.append(
+                Weighted(
+                    node=node,
+                    weight=stored[name],
+                    zero_point=_along(zero, axis, tuple(stored[name].dims)),
+                )
+            )
     return found
 
 
-def _broadcast_zero_point(
-    stored: Mapping[str, Any], name: str | None, axis: int, shape: tuple[int, ...]
-) -> Array:
-    zero = array_of(stored[name]) if name else np.zeros((), np.int8)
-    if zero.size > 1:
-        zero = zero.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
-    return np.broadcast_to(zero.reshape(zero.shape or (1,) * len(shape)), shape)
+def _along(zero: Array | None, axis: int, shape: tuple[int, ...]) -> Array:
+    """Give zero points, one or one per channel, a shape that broadcasts to that of the weights."""
+    if zero is None or zero.size == 1:
+        return np.zeros((), np.int64) if zero is None else zero.reshape(())
+    return zero.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])

@@ -26,14 +26,13 @@ def layer_facts(model: Any, notes: Mapping[str, str]) -> tuple[LayerFacts, ...]:
     facts: dict[str, LayerFacts] = {}
     for found in weighted_nodes(model.graph):
         stored = array_of(found.weight)
-        zero = np.zeros((), stored.dtype) if found.zero_point is None else found.zero_point
         facts.setdefault(
             found.weight.name,
             LayerFacts(
                 name=found.node.name,
                 kind=found.node.op_type,
                 parameters=int(stored.size),
-                zeros=int(np.count_nonzero(stored == zero)),
+                zeros=int(np.count_nonzero(stored == found.zero_point)),
                 bits=_bits(found.weight),
                 note=notes.get(found.node.name),
             ),
