@@ -73,8 +73,11 @@ class QuantizeDynamic(_Step, tag="quantize_dynamic"):
     """
 
     convolutions: bool = False
+    """Quantize convolutions too, per tensor."""
     per_channel: bool = True
+    """One scale per output unit of a dense layer instead of one for all."""
     target: Target | None = None
+    """The machine to quantize for, as in ``QuantizeStatic``."""
 
 
 class ToFloat16(_Step, tag="float16"):
@@ -200,7 +203,9 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
             list(_STATIC_OPERATORS),
             {},
         )
-        quantized = quantizer.quantize_model()
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        quantized = quantizer.model.model
     _unquantize_scores(quantized.graph)
     return _finished(quantized, model)
 
@@ -208,8 +213,7 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
 def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
     """Return a ``ModelProto`` whose dense layers measure and quantize their input on each run.
 
-    Activations are always unsigned and weights signed int8, on every target: the only pair that
-    is fast on x86.
+    Activations are always unsigned; the weights of dense layers are signed int8.
 
     Args:
         model: a float ``ModelProto``. It is left alone.
@@ -219,9 +223,7 @@ def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
         UserError: if the model is quantized already or has no layer that this step quantizes.
     """
     with needs_extra("compress"):
-        import onnx
         from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
     _refuse_quantized(model)
     operators = _dynamic_operators(step)
     names = {found.node.name for found in weighted_nodes(model.graph)}
@@ -231,18 +233,24 @@ def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
             f"model: dynamic quantization needs {' or '.join(operators)} with stored weights, "
             f"got none; use quantize_static"
         )
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder, "model.onnx")
-        ort_quantize_dynamic(
-            model,
-            path,
-            op_types_to_quantize=list(operators),
-            per_channel=step.per_channel,
-            reduce_range=(step.target or this_target()) == "x86-avx2",
-            weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+    reduce_range = (step.target or this_target()) == "x86-avx2"
+    quantized = _ort_dynamic(
+        model,
+        ["MatMul", "Gemm"],
+        weight_type=QuantType.QInt8,
+        per_channel=step.per_channel,
+        reduce_range=reduce_range,
+    )
+    if step.convolutions:
+        # ConvInteger multiplies weights by activations, in that order: signed times unsigned, the
+        # slow pair. So its weights are unsigned, and then it takes one zero point alone.
+        quantized = _ort_dynamic(
+            quantized,
+            ["Conv"],
+            weight_type=QuantType.QUInt8,
+            per_channel=False,
+            reduce_range=reduce_range,
         )
-        quantized = onnx.load(path)
     # ONNX Runtime calls the heart of layer "dense1" "dense1_MatMul_quant"; it gets its name back.
     for node in quantized.graph.node:
         for suffix in ("_MatMul_quant", "_quant"):
@@ -250,6 +258,22 @@ def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
             if node.op_type in {"MatMulInteger", "ConvInteger"} and name in names:
                 node.name = name
     return _finished(quantized, model)
+
+
+def _ort_dynamic(model: Any, operators: list[str], **settings: Any) -> Any:
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder, "model.onnx")
+        ort_quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=operators,
+            extra_options={"MatMulConstBOnly": True},
+            **settings,
+        )
+        return onnx.load(path)
 
 
 def to_float16(model: Any, step: ToFloat16) -> Any:
@@ -423,7 +447,7 @@ def _with_stored_otherwise(
         for name in names:
             if name not in done:
                 done.add(name)
-                axis = _output_axis(found.node)
+                axis = _output_axis(found)
                 new, made = rewrite(found.node.name, name, array_of(stored[name]), axis)
                 tensors += new
                 readers += made
@@ -435,13 +459,15 @@ def _with_stored_otherwise(
     return _finished(twin, model)
 
 
-def _output_axis(node: Any) -> int:
+def _output_axis(found: Weighted) -> int:
     """Return the axis of a weight that counts the layer's outputs."""
-    match node.op_type:
+    match found.node.op_type:
         case "Conv":
             return 0
-        case "Gemm" if attributes(node).get("transB", 0):
+        case "Gemm" if attributes(found.node).get("transB", 0):
             return 0
+        case "MatMul":
+            return len(found.weight.dims) - 1
         case _:
             return 1
 
