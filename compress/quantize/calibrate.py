@@ -54,7 +54,8 @@ def calibrate(
         operators: types of the nodes whose inputs and outputs are watched.
 
     Raises:
-        UserError: if there is no sample or a sample is not finite or does not fit the model.
+        UserError: if there is no sample, if a sample is not finite or does not fit the model, or
+            if a tensor of the model takes a value that is not finite.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod
@@ -85,7 +86,9 @@ def calibrate(
         for start in range(0, len(x), _BATCH):
             batch = np.ascontiguousarray(x[start : start + _BATCH])
             calibrator.collect_data(_Once({graph_input.name: batch}))
-        return calibrator.compute_data()
+        ranges = calibrator.compute_data()
+    _check_ranges(ranges)
+    return ranges
 
 
 def _check_samples(x: Array, graph_input: Any) -> None:
@@ -104,3 +107,12 @@ def _check_samples(x: Array, graph_input: Any) -> None:
             f"calibration: samples must be finite, got NaN or infinity in sample "
             f"{int(np.argmin(finite))} of {len(x)}; remove it"
         )
+
+
+def _check_ranges(ranges: Any) -> None:
+    for name, data in ranges.items():
+        if not np.isfinite(np.asarray(data.range_value, np.float64)).all():
+            raise UserError(
+                f"calibration: tensor {name!r} takes values that are NaN or infinite; "
+                "its layer's weights are broken, train it again"
+            )

@@ -264,10 +264,13 @@ def _ort_dynamic(model: Any, operators: list[str], **settings: Any) -> Any:
     import onnx
     from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
 
+    # Up to 1.20, ONNX Runtime moves the weights of the model it is given into a file of its own.
+    twin = type(model)()
+    twin.CopyFrom(model)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder, "model.onnx")
         ort_quantize_dynamic(
-            model,
+            twin,
             path,
             op_types_to_quantize=operators,
             extra_options={"MatMulConstBOnly": True},
