@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -83,10 +84,13 @@ def calibrate(
             calibrate_method=kind,
             extra_options=options,
         )
-        for start in range(0, len(x), _BATCH):
-            batch = np.ascontiguousarray(x[start : start + _BATCH])
-            calibrator.collect_data(_Once({graph_input.name: batch}))
-        ranges = calibrator.compute_data()
+        with warnings.catch_warnings():
+            # NaN ranges are refused below, by the name of their tensor.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for start in range(0, len(x), _BATCH):
+                batch = np.ascontiguousarray(x[start : start + _BATCH])
+                calibrator.collect_data(_Once({graph_input.name: batch}))
+            ranges = calibrator.compute_data()
     _check_ranges(ranges)
     return ranges
 
