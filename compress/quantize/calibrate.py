@@ -91,7 +91,7 @@ def calibrate(
                 batch = np.ascontiguousarray(x[start : start + _BATCH])
                 calibrator.collect_data(_Once({graph_input.name: batch}))
             ranges = calibrator.compute_data()
-    _check_ranges(ranges)
+    _check_ranges(ranges, model.graph)
     return ranges
 
 
@@ -113,10 +113,17 @@ def _check_samples(x: Array, graph_input: Any) -> None:
         )
 
 
-def _check_ranges(ranges: Any) -> None:
-    for name, data in ranges.items():
-        if not np.isfinite(np.asarray(data.range_value, np.float64)).all():
-            raise UserError(
-                f"calibration: tensor {name!r} takes values that are NaN or infinite; "
-                "its layer's weights are broken, train it again"
-            )
+def _check_ranges(ranges: Any, graph: Any) -> None:
+    """Refuse values that are not finite by the first tensor of the graph that has them."""
+    broken = {
+        name
+        for name, data in ranges.items()
+        if not np.isfinite(np.asarray(data.range_value, np.float64)).all()
+    }
+    for node in graph.node:
+        for name in (*node.input, *node.output):
+            if name in broken:
+                raise UserError(
+                    f"calibration: tensor {name!r} takes values that are NaN or infinite; "
+                    "the weights before it are broken, train them again"
+                )

@@ -21,9 +21,7 @@ _INT8_OPERATORS = frozenset(
 )  # fmt: skip
 
 
-def optimized(
-    model: Any, *, target: Target, options: SessionOptions = SessionOptions()
-) -> Any:
+def optimized(model: Any, *, target: Target, options: SessionOptions = SessionOptions()) -> Any:
     """Return the graph (``ModelProto``) that ONNX Runtime runs in place of ``model``.
 
     Args:

@@ -36,11 +36,13 @@ _STATIC_OPERATORS = (
 _LARGEST_FLOAT16 = 65504.0
 
 
-class _Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+class _Step(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
+):
     """A step from one ONNX model to a smaller one."""
 
 
-class QuantizeStatic(_Step, tag="quantize_static"):
+class QuantizeStatic(_Step, frozen=True, tag="quantize_static"):
     """Int8 weights and int8 activations, whose ranges are calibrated beforehand.
 
     Weights are signed int8, symmetric. Activations are unsigned on x86, where ONNX Runtime's
@@ -65,7 +67,7 @@ class QuantizeStatic(_Step, tag="quantize_static"):
             )
 
 
-class QuantizeDynamic(_Step, tag="quantize_dynamic"):
+class QuantizeDynamic(_Step, frozen=True, tag="quantize_dynamic"):
     """Int8 weights; the range of every activation is measured anew on each run.
 
     Needs no calibration data. Pays for dense layers. Convolutions stay float unless forced: with
@@ -80,7 +82,7 @@ class QuantizeDynamic(_Step, tag="quantize_dynamic"):
     """The machine to quantize for, as in ``QuantizeStatic``."""
 
 
-class ToFloat16(_Step, tag="float16"):
+class ToFloat16(_Step, frozen=True, tag="float16"):
     """Weights and biases stored as float16, computed with as float32: half the size, equal speed.
 
     ONNX Runtime's CPU has next to no float16 kernels. A model converted as a whole (tried:
@@ -90,7 +92,7 @@ class ToFloat16(_Step, tag="float16"):
     """
 
 
-class WeightOnly(_Step, tag="quantize_weight_only"):
+class WeightOnly(_Step, frozen=True, tag="quantize_weight_only"):
     """Kernels stored as int8 per output channel, computed with as float32: a quarter of the size.
 
     They are read back as ``Mul(Cast(int8), scale)``, which ONNX Runtime folds into one float32

@@ -11,7 +11,9 @@ def identity(x):
 
 def test_the_largest_difference_is_returned():
     x = np.zeros((2, 3), np.float32)
-    assert require_parity(identity, lambda x: x + np.float32([0, 0.25, -0.5]), x, tolerance=1) == 0.5
+    assert (
+        require_parity(identity, lambda x: x + np.float32([0, 0.25, -0.5]), x, tolerance=1) == 0.5
+    )
 
 
 def test_a_difference_above_the_tolerance_names_its_sample():

@@ -15,7 +15,10 @@ def ranges(x, *, model=None, method="minmax", percentile=99.99, operators=("Conv
         percentile=percentile,
         operators=operators,
     )
-    return {name: tuple(float(np.squeeze(end)) for end in data.range_value) for name, data in found.items()}
+    return {
+        name: tuple(float(np.squeeze(end)) for end in data.range_value)
+        for name, data in found.items()
+    }
 
 
 def test_minmax_is_the_smallest_and_largest_value_over_all_batches():

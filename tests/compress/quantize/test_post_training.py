@@ -115,7 +115,7 @@ def test_nothing_is_logged_printed_or_left_behind(step, caplog, capfd, tmp_path,
 @pytest.mark.parametrize("second", [STEPS[0], STEPS[4], ToFloat16(), WeightOnly()], ids=repr)
 def test_a_quantized_model_is_refused_with_the_reason(first, second):
     assert why_already_quantized(network()) is None
-    with pytest.raises(UserError, match="quantized already|not float32 any more") as caught:
+    with pytest.raises(UserError, match=r"quantized already|not float32 any more") as caught:
         apply(apply(network(), first), second)
     assert "give the float model" in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_layers_that_share_weights_are_excluded_together():
 
 
 def test_a_pattern_that_matches_nothing_lists_the_layers():
-    with pytest.raises(UserError, match="'stern' matches no node; .* stem, conv, dense"):
+    with pytest.raises(UserError, match=r"'stern' matches no node; .* stem, conv, dense"):
         apply(network(), QuantizeStatic(exclude=("stern",)))
 
 
@@ -270,7 +270,7 @@ def test_a_network_of_convolutions_alone_is_refused_with_the_way_out():
     del model.graph.node[-2:]
     model.graph.node.append(helper.make_node("Softmax", ["flatten:0"], ["scores"], name="softmax"))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
-    with pytest.raises(UserError, match="needs MatMul or Gemm .* use quantize_static"):
+    with pytest.raises(UserError, match=r"needs MatMul or Gemm .* use quantize_static"):
         apply(model, QuantizeDynamic())
 
 
