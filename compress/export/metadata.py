@@ -1,0 +1,23 @@
+"""What a model file says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.session import ModelMetadata
+
+
+def with_metadata(model: Any, metadata: ModelMetadata) -> Any:
+    """Return a copy of a ``ModelProto`` that carries ``metadata`` in its ``metadata_props``.
+
+    Our entries are replaced as a whole; entries of other makers stay.
+    """
+    twin = type(model)()
+    twin.CopyFrom(model)
+    props = metadata.to_props()
+    foreign = [entry for entry in model.metadata_props if not entry.key.startswith("lightship.")]
+    del twin.metadata_props[:]
+    twin.metadata_props.extend(foreign)
+    for key, text in props.items():
+        twin.metadata_props.add(key=key, value=text)
+    return twin

@@ -1,0 +1,138 @@
+"""From a tf-keras model to a tidy ONNX model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from compress.export.names import named_after_layers
+from compress.export.tidy import tidy
+from deploy.errors import UserError, needs_extra
+
+# QuantizeLinear got its axis in opset 13; tf2onnx 1.16 and 1.17 write up to 18.
+OLDEST_OPSET, NEWEST_OPSET = 13, 18
+
+
+def to_onnx(model: Any, *, opset: int = 17) -> Any:
+    """Return a ``tf_keras.Model`` as a checked ``ModelProto``.
+
+    The graph's input and output keep their Keras names, their first axis is named ``batch`` and
+    their other axes are fixed. Nodes and weights are named after the Keras layers. BatchNorm that
+    follows a convolution is folded into it. Equal models give equal bytes.
+
+    Args:
+        model: a built model with one input and one output. It is left alone.
+        opset: version of the ONNX operator set, 13 to 18.
+
+    Raises:
+        UserError: if the opset is out of range, if the model is not built, has more than one input
+            or output or a free axis beside the batch, or if a layer has no ONNX counterpart.
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UserError(f"opset: must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
+    why_not = _why_not_exported(model)
+    if why_not is not None:
+        raise UserError(f"model {model.name!r}: {why_not}")
+    with needs_extra("compress"):
+        import onnx
+    proto = _convert(model, opset)
+    _refuse_unknown_operators(model, proto)
+    proto.graph.name = (
+        "lightship"  # Keras numbers the names of models, which would change the bytes
+    )
+    proto = named_after_layers(tidy(proto), _scopes(model))
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    return proto
+
+
+def _why_not_exported(model: Any) -> str | None:
+    """Say why a Keras model cannot become one ONNX graph, or None if it can be tried."""
+    if not model.built or not getattr(model, "inputs", None):
+        return "its input shape is not known; build it with an Input layer first"
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return (
+            f"needs one input and one output, got {len(model.inputs)} and {len(model.outputs)}; "
+            "export one model per output"
+        )
+    if None in tuple(model.inputs[0].shape)[1:]:
+        return f"only the batch axis may be free, got input shape {tuple(model.inputs[0].shape)}"
+    return None
+
+
+def _convert(model: Any, opset: int) -> Any:
+    with needs_extra("compress"), _quiet_tf2onnx():
+        import tensorflow as tf
+        import tf2onnx
+
+        (tensor,) = model.inputs
+        signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=model.input_names[0])]
+        try:
+            proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=opset)
+        # tf2onnx raises whatever its rewriters meet: ValueError, KeyError, TypeError …
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model {model.name!r}: tf2onnx cannot convert it to opset {opset}: {reason}"
+            ) from error
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet_tf2onnx() -> Iterator[None]:
+    """Keep tf2onnx from logging, also what it would log as an error and then return normally."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _refuse_unknown_operators(model: Any, proto: Any) -> None:
+    """Raise a UserError that names the layer of a TensorFlow operator that was left as it is."""
+    import onnx
+
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    scopes = _scopes(model)
+    for node in proto.graph.node:
+        if onnx.defs.has(node.op_type, versions.get(node.domain, 1), node.domain):
+            continue
+        path = node.name.split("/")
+        known = ["/".join(path[:length]) for length in range(len(path), 0, -1)]
+        layer = next((scopes[scope] for scope in known if scope in scopes), node.name)
+        raise UserError(
+            f"layer {layer!r}: its TensorFlow operator {node.op_type} has no counterpart in ONNX "
+            f"opset {versions.get('', 0)}; replace the layer or leave it out of the exported model"
+        )
+
+
+def _scopes(model: Any) -> dict[str, str]:
+    """Return the TensorFlow scope of every layer, also of nested models, with the layer's name.
+
+    A BatchNormalization that follows a convolution bears the convolution's name: tf2onnx folds it,
+    and of a depthwise convolution with a bias it keeps no other trace.
+    """
+    scopes: dict[str, str] = {}
+
+    def visit(parent: Any, scope: str, prefix: str) -> None:
+        for layer in parent.layers:
+            named = _folded_into(layer) or layer
+            scopes[f"{scope}/{layer.name}"] = prefix + named.name
+            if getattr(layer, "layers", None):
+                visit(layer, f"{scope}/{layer.name}", f"{prefix}{layer.name}/")
+
+    visit(model, model.name, "")
+    return scopes
+
+
+def _folded_into(layer: Any) -> Any:
+    """Return the convolution whose output alone a BatchNormalization reads, or None."""
+    if type(layer).__name__ != "BatchNormalization" or len(layer.inbound_nodes) != 1:
+        return None
+    previous = layer.inbound_nodes[0].inbound_layers
+    is_convolution = not isinstance(previous, list) and "Conv" in type(previous).__name__
+    return previous if is_convolution else None

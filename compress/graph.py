@@ -1,0 +1,117 @@
+"""Questions about an ONNX graph that more than one room asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+# Where the weights of an operator sit among its inputs, and where their zero point does.
+_WEIGHT_INPUT: dict[str, tuple[int, int | None]] = {
+    "Conv": (1, None),
+    "ConvTranspose": (1, None),
+    "Gemm": (1, None),
+    "MatMul": (1, None),
+    "MatMulInteger": (1, 3),
+    "ConvInteger": (1, 3),
+    "QLinearMatMul": (3, 5),
+    "QLinearConv": (3, 5),
+    "QGemm": (3, 5),
+    "DynamicQuantizeMatMul": (1, 3),
+    "MatMulIntegerToFloat": (1, 5),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted:
+    """A node and the weights it multiplies with.
+
+    Attributes:
+        node: the ``NodeProto``.
+        weight: the stored weights, an initialiser (``TensorProto``).
+        zero_point: the stored value that means 0.0, of a shape that broadcasts to the weights'.
+    """
+
+    node: Any
+    weight: Any
+    zero_point: Array
+
+
+def constants(graph: Any) -> dict[str, Any]:
+    """Return the initialisers (``TensorProto``) of a ``GraphProto`` by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def producers(graph: Any) -> dict[str, Any]:
+    """Return the node (``NodeProto``) that makes each tensor of a ``GraphProto``."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def consumers(graph: Any) -> dict[str, list[Any]]:
+    """Return the nodes that read each tensor, once per reading; unread tensors are missing."""
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            if name:
+                readers.setdefault(name, []).append(node)
+    return readers
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return the attributes that a ``NodeProto`` states, as Python values."""
+    import onnx
+
+    return {attr.name: onnx.helper.get_attribute_value(attr) for attr in node.attribute}
+
+
+def array_of(tensor: Any) -> Array:
+    """Return the values of an initialiser (``TensorProto``)."""
+    import onnx
+
+    return np.asarray(onnx.numpy_helper.to_array(tensor))
+
+
+def weighted_nodes(graph: Any) -> list[Weighted]:
+    """Return the nodes of a ``GraphProto`` that multiply with stored weights, in graph order.
+
+    The weights are found behind ``DequantizeLinear``, ``Cast``, ``Identity`` and ``Mul`` with a
+    constant scale too. A product of two activations has no weights and is left out.
+    """
+    stored, made_by = constants(graph), producers(graph)
+    found = []
+    for node in graph.node:
+        if node.op_type not in _WEIGHT_INPUT:
+            continue
+        index, zero_index = _WEIGHT_INPUT[node.op_type]
+        zero_name, axis = "", 1
+        if zero_index is not None and len(node.input) > zero_index:
+            zero_name = node.input[zero_index]
+        name = node.input[index]
+        while name not in stored and (maker := made_by.get(name)) is not None:
+            if maker.op_type == "DequantizeLinear":
+                axis = attributes(maker).get("axis", 1)
+                zero_name = maker.input[2] if len(maker.input) > 2 else ""
+            elif maker.op_type not in {"Cast", "Identity", "Mul"}:
+                break
+            name = maker.input[0]
+        if name in stored:
+            zero = array_of(stored[zero_name]) if zero_name in stored else None
+            found.append(
+                Weighted(
+                    node=node,
+                    weight=stored[name],
+                    zero_point=_along(zero, axis, tuple(stored[name].dims)),
+                )
+            )
+    return found
+
+
+def _along(zero: Array | None, axis: int, shape: tuple[int, ...]) -> Array:
+    """Give zero points, one or one per channel, a shape that broadcasts to that of the weights."""
+    if zero is None or zero.size == 1:
+        return np.zeros((), np.int64) if zero is None else zero.reshape(())
+    return zero.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])

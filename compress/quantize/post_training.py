@@ -1,0 +1,488 @@
+"""Quantization of a trained ONNX model, without training."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from compress.data.task import Task
+from compress.graph import Weighted, array_of, attributes, consumers, producers, weighted_nodes
+from compress.quantize.calibrate import Calibration, calibrate
+from deploy.errors import UserError, needs_extra
+from deploy.machine import Target, this_target
+
+Array = npt.NDArray[Any]
+
+# Everything that ONNX Runtime has an int8 kernel for, or that only moves values, so that int8
+# layers are not parted by islands of float. Softmax stays float: its int8 form is not faster.
+_STATIC_OPERATORS = (
+    "Conv", "Gemm", "MatMul",
+    "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Concat", "Pad",
+    "MaxPool", "AveragePool", "GlobalAveragePool",
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+)  # fmt: skip
+
+_LARGEST_FLOAT16 = 65504.0
+
+
+class _Step(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
+):
+    """A step from one ONNX model to a smaller one."""
+
+
+class QuantizeStatic(_Step, frozen=True, tag="quantize_static"):
+    """Int8 weights and int8 activations, whose ranges are calibrated beforehand.
+
+    Weights are signed int8, symmetric. Activations are unsigned on x86, where ONNX Runtime's
+    signed kernels are slower than float, and signed on ARM.
+    """
+
+    calibration: Calibration = "minmax"
+    percentile: Annotated[float, Meta(gt=50, lt=100)] | None = None
+    """Per cent of the values that calibration "percentile" keeps in range; None means 99.99."""
+    per_channel: bool = True
+    """One scale per output channel of a weight instead of one for all."""
+    target: Target | None = None
+    """The machine to quantize for; None means this one. ``x86-avx2`` spends one bit of the
+    weights, because its kernels add two products in 16 bits, which saturates."""
+    exclude: tuple[str, ...] = ()
+    """Names of nodes to leave in float; ``*`` and ``?`` stand for any characters."""
+
+    def __post_init__(self) -> None:
+        if self.percentile is not None and self.calibration != "percentile":
+            raise ValueError(
+                f'percentile needs calibration = "percentile", got "{self.calibration}"'
+            )
+
+
+class QuantizeDynamic(_Step, frozen=True, tag="quantize_dynamic"):
+    """Int8 weights; the range of every activation is measured anew on each run.
+
+    Needs no calibration data. Pays for dense layers. Convolutions stay float unless forced: with
+    dynamic ranges they were 2-6 times slower than in float.
+    """
+
+    convolutions: bool = False
+    """Quantize convolutions too, per tensor."""
+    per_channel: bool = True
+    """One scale per output unit of a dense layer instead of one for all."""
+    target: Target | None = None
+    """The machine to quantize for, as in ``QuantizeStatic``."""
+
+
+class ToFloat16(_Step, frozen=True, tag="float16"):
+    """Weights and biases stored as float16, computed with as float32: half the size, equal speed.
+
+    ONNX Runtime's CPU has next to no float16 kernels. A model converted as a whole (tried:
+    ``onnxruntime.transformers.float16``) gets casts to float32 around everything, rounds its
+    activations as well, and was 2-10 % slower. A Cast behind each stored weight is folded away at
+    load instead, so that the float32 graph runs, at the speed of float32.
+    """
+
+
+class WeightOnly(_Step, frozen=True, tag="quantize_weight_only"):
+    """Kernels stored as int8 per output channel, computed with as float32: a quarter of the size.
+
+    They are read back as ``Mul(Cast(int8), scale)``, which ONNX Runtime folds into one float32
+    constant at load: the speed is that of float32. The obvious ``DequantizeLinear`` is not folded;
+    it dequantizes on every run (2-8 times slower), and at times becomes ``MatMulNBits``.
+    """
+
+
+OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly
+
+
+def why_already_quantized(model: Any) -> str | None:
+    """Say what shows that a ``ModelProto`` is quantized already, or None if it is plain float."""
+    for node in model.graph.node:
+        if node.op_type in _QUANTIZED_OPERATORS or node.op_type.startswith("QLinear"):
+            return f"it is quantized already (node {node.name!r} is {node.op_type})"
+    for found in weighted_nodes(model.graph):
+        kind = array_of(found.weight).dtype
+        if kind != np.float32:
+            return f"its weights are not float32 any more (node {found.node.name!r}: {kind})"
+    return None
+
+
+_QUANTIZED_OPERATORS = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger",
+        "ConvInteger", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits",
+    }
+)  # fmt: skip
+
+
+def why_not_quantized(model: Any, step: OnnxStep) -> dict[str, str]:
+    """Say of every node with weights that ``step`` would leave in float why it does.
+
+    Args:
+        model: the float ``ModelProto`` that the step would get.
+        step: the step; ``ToFloat16`` and ``WeightOnly`` leave out nothing.
+
+    Raises:
+        UserError: if a pattern of ``exclude`` matches no node.
+    """
+    nodes = weighted_nodes(model.graph)
+    match step:
+        case QuantizeStatic():
+            reasons = _excluded(model, step.exclude)
+            for found in nodes:
+                if found.node.op_type == "ConvTranspose":
+                    reasons[found.node.name] = "ONNX Runtime has no int8 ConvTranspose"
+            names = {found.node.name for found in nodes}
+            return {name: reason for name, reason in reasons.items() if name in names}
+        case QuantizeDynamic():
+            return {
+                found.node.name: _why_not_dynamic(found, step)
+                for found in nodes
+                if found.node.op_type not in _dynamic_operators(step)
+            }
+        case ToFloat16() | WeightOnly():
+            return {}
+
+
+def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
+    """Return a ``ModelProto`` with QuantizeLinear and DequantizeLinear around its operators (QDQ).
+
+    The class scores in front of the final Softmax are left in float: ONNX Runtime's ``QGemm``
+    gives them for free, and 256 steps would tie classes.
+
+    Args:
+        model: a float ``ModelProto`` with one input and opset 13 or later. It is left alone.
+        step: how to quantize.
+        task: its ``calibration.x`` gives the ranges.
+
+    Raises:
+        UserError: if the model is quantized already, too old or without weights, if ``exclude``
+            matches nothing or everything, or if the calibration samples do not fit the model or
+            are not finite.
+    """
+    with needs_extra("compress"):
+        import onnx
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    _refuse_quantized(model)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    if opset < 13:
+        raise UserError(f"model: static quantization needs opset 13 or later, got {opset}")
+    left_alone = why_not_quantized(model, step)
+    if all(found.node.name in left_alone for found in weighted_nodes(model.graph)):
+        raise UserError(
+            f"exclude: {', '.join(step.exclude)} leaves no layer to quantize; name fewer layers"
+            if step.exclude
+            else "model: static quantization needs a Conv, Gemm or MatMul with stored weights"
+        )
+    target = step.target or this_target()
+    with _quiet():
+        ranges = calibrate(
+            model,
+            task.calibration.x,
+            method=step.calibration,
+            percentile=step.percentile or 99.99,
+            operators=_STATIC_OPERATORS,
+        )
+        quantizer = QDQQuantizer(
+            onnx.shape_inference.infer_shapes(model),
+            step.per_channel,
+            target == "x86-avx2",  # reduce_range
+            QuantType.QInt8,
+            QuantType.QInt8 if target == "arm64" else QuantType.QUInt8,
+            ranges,
+            [],
+            list(_excluded(model, step.exclude)),
+            list(_STATIC_OPERATORS),
+            {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        quantized = quantizer.model.model
+    _unquantize_scores(quantized.graph)
+    return _finished(quantized, model)
+
+
+def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
+    """Return a ``ModelProto`` whose dense layers measure and quantize their input on each run.
+
+    Activations are always unsigned; the weights of dense layers are signed int8.
+
+    Args:
+        model: a float ``ModelProto``. It is left alone.
+        step: how to quantize.
+
+    Raises:
+        UserError: if the model is quantized already or has no layer that this step quantizes.
+    """
+    with needs_extra("compress"):
+        from onnxruntime.quantization import QuantType
+    _refuse_quantized(model)
+    operators = _dynamic_operators(step)
+    names = {found.node.name for found in weighted_nodes(model.graph)}
+    reasons = why_not_quantized(model, step)
+    if names == set(reasons):
+        raise UserError(
+            f"model: dynamic quantization needs {' or '.join(operators)} with stored weights, "
+            f"got none; use quantize_static"
+        )
+    reduce_range = (step.target or this_target()) == "x86-avx2"
+    quantized = _ort_dynamic(
+        model,
+        ["MatMul", "Gemm"],
+        weight_type=QuantType.QInt8,
+        per_channel=step.per_channel,
+        reduce_range=reduce_range,
+    )
+    if step.convolutions:
+        # ConvInteger multiplies weights by activations, in that order: signed times unsigned, the
+        # slow pair. So its weights are unsigned, and then it takes one zero point alone.
+        quantized = _ort_dynamic(
+            quantized,
+            ["Conv"],
+            weight_type=QuantType.QUInt8,
+            per_channel=False,
+            reduce_range=reduce_range,
+        )
+    # ONNX Runtime calls the heart of layer "dense1" "dense1_MatMul_quant"; it gets its name back.
+    for node in quantized.graph.node:
+        for suffix in ("_MatMul_quant", "_quant"):
+            name = node.name.removesuffix(suffix)
+            if node.op_type in {"MatMulInteger", "ConvInteger"} and name in names:
+                node.name = name
+    return _finished(quantized, model)
+
+
+def _ort_dynamic(model: Any, operators: list[str], **settings: Any) -> Any:
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
+
+    # Up to 1.20, ONNX Runtime moves the weights of the model it is given into a file of its own.
+    twin = type(model)()
+    twin.CopyFrom(model)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder, "model.onnx")
+        ort_quantize_dynamic(
+            twin,
+            path,
+            op_types_to_quantize=operators,
+            extra_options={"MatMulConstBOnly": True},
+            **settings,
+        )
+        return onnx.load(path)
+
+
+def to_float16(model: Any, step: ToFloat16) -> Any:
+    """Return a ``ModelProto`` that stores the weights and biases of its layers as float16.
+
+    Args:
+        model: a float ``ModelProto``. It is left alone.
+        step: has no settings.
+
+    Raises:
+        UserError: if the model is quantized already or a value is too large for float16.
+    """
+    import onnx
+
+    def halve(layer: str, name: str, values: Array, _: int) -> tuple[list[Any], list[Any]]:
+        largest = float(np.abs(values).max(initial=0))
+        if not largest <= _LARGEST_FLOAT16:
+            raise UserError(
+                f"layer {layer!r}: float16 holds values up to {_LARGEST_FLOAT16:.0f}, got "
+                f"{largest:g} in {name!r}; leave this model in float32"
+            )
+        half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_float16")
+        cast = onnx.helper.make_node(
+            "Cast", [half.name], [name], name=f"{name}/cast", to=onnx.TensorProto.FLOAT
+        )
+        return [half], [cast]
+
+    return _with_stored_otherwise(model, step, halve, with_bias=True)
+
+
+def weight_only(model: Any, step: WeightOnly) -> Any:
+    """Return a ``ModelProto`` that stores its kernels as int8, one scale per output channel.
+
+    A stored weight is ``round(w / scale)`` with ``scale = max |w| / 127`` over its channel: off by
+    half a step at most, and zero stays zero. Biases stay float32.
+
+    Args:
+        model: a float ``ModelProto``. It is left alone.
+        step: has no settings.
+
+    Raises:
+        UserError: if the model is quantized already or a weight is not finite.
+    """
+    import onnx
+
+    def quarter(layer: str, name: str, values: Array, axis: int) -> tuple[list[Any], list[Any]]:
+        if not np.isfinite(values).all():
+            raise UserError(f"layer {layer!r}: {name!r} holds NaN or infinity; train it again")
+        others = tuple(a for a in range(values.ndim) if a != axis)
+        largest = np.abs(values).max(axis=others, keepdims=True)
+        scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+        stored = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
+        tensors = [
+            onnx.numpy_helper.from_array(stored, f"{name}_int8"),
+            onnx.numpy_helper.from_array(scale, f"{name}_scale"),
+        ]
+        cast = onnx.helper.make_node(
+            "Cast",
+            [tensors[0].name],
+            [f"{name}_steps"],
+            name=f"{name}/cast",
+            to=onnx.TensorProto.FLOAT,
+        )
+        scaled = onnx.helper.make_node(
+            "Mul", [f"{name}_steps", tensors[1].name], [name], name=f"{name}/mul"
+        )
+        return tensors, [cast, scaled]
+
+    return _with_stored_otherwise(model, step, quarter, with_bias=False)
+
+
+def _refuse_quantized(model: Any) -> None:
+    why_not = why_already_quantized(model)
+    if why_not is not None:
+        raise UserError(f"model: {why_not}; give the float model that it was made from")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ONNX Runtime's quantizer from logging advice through the root logger and printing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _excluded(model: Any, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Return the nodes that ``exclude`` names, with the reason; sharing weights means sharing fate."""
+    reasons: dict[str, str] = {}
+    nodes = weighted_nodes(model.graph)
+    for pattern in patterns:
+        matched = [node.name for node in model.graph.node if fnmatchcase(node.name, pattern)]
+        if not matched:
+            raise UserError(
+                f"exclude: {pattern!r} matches no node; the layers with weights are "
+                f"{', '.join(found.node.name for found in nodes)}"
+            )
+        for name in matched:
+            reasons.setdefault(name, f"excluded by {pattern!r}")
+    owners = {found.weight.name: found.node.name for found in nodes if found.node.name in reasons}
+    for found in nodes:
+        if found.weight.name in owners:
+            owner = owners[found.weight.name]
+            reasons.setdefault(found.node.name, f"shares its weights with {owner!r}")
+    return reasons
+
+
+def _dynamic_operators(step: QuantizeDynamic) -> tuple[str, ...]:
+    return ("MatMul", "Gemm", "Conv") if step.convolutions else ("MatMul", "Gemm")
+
+
+def _why_not_dynamic(found: Weighted, step: QuantizeDynamic) -> str:
+    if found.node.op_type == "Conv" and not step.convolutions:
+        return "dynamic int8 convolutions are slower than float (convolutions = true forces them)"
+    return f"ONNX Runtime has no dynamic int8 {found.node.op_type}"
+
+
+def _unquantize_scores(graph: Any) -> None:
+    """Remove Q and DQ between a dense layer and the Softmax or graph output that it feeds."""
+    made_by, readers = producers(graph), consumers(graph)
+    outputs = {value.name for value in graph.output}
+    for last in list(graph.node):
+        if last.op_type != "DequantizeLinear" or last.input[0] not in made_by:
+            continue
+        first = made_by[last.input[0]]
+        dense = made_by.get(first.input[0])
+        reading = readers.get(last.output[0], [])
+        if (
+            dense is None
+            or dense.op_type not in {"Gemm", "MatMul"}
+            or len(readers[first.input[0]]) != 1
+            or len(readers[first.output[0]]) != 1
+            or not (last.output[0] in outputs or [node.op_type for node in reading] == ["Softmax"])
+        ):
+            continue
+        dense.output[0] = last.output[0]
+        graph.node.remove(first)
+        graph.node.remove(last)
+
+
+def _with_stored_otherwise(
+    model: Any,
+    step: ToFloat16 | WeightOnly,
+    rewrite: Callable[[str, str, Array, int], tuple[list[Any], list[Any]]],
+    *,
+    with_bias: bool,
+) -> Any:
+    """Return a copy whose weights are replaced by other tensors and the nodes that read them back.
+
+    ``rewrite`` gets the layer's name, the tensor's name, its values and the axis of its output
+    channels. It returns the tensors to store and the nodes that make the values again.
+    """
+    _refuse_quantized(model)
+    nodes = weighted_nodes(model.graph)
+    if not nodes:
+        raise UserError(f"model: {type(step).__name__} needs layers with stored weights, got none")
+    twin = type(model)()
+    twin.CopyFrom(model)
+    graph = twin.graph
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors: list[Any] = []
+    readers: list[Any] = []
+    done: set[str] = set()
+    for found in nodes:
+        names = [found.weight.name]
+        if with_bias and found.node.op_type != "MatMul":
+            names += [name for name in found.node.input[2:3] if name in stored]
+        for name in names:
+            if name not in done:
+                done.add(name)
+                axis = _output_axis(found)
+                new, made = rewrite(found.node.name, name, array_of(stored[name]), axis)
+                tensors += new
+                readers += made
+    kept_tensors = [tensor for tensor in model.graph.initializer if tensor.name not in done]
+    del graph.initializer[:]
+    graph.initializer.extend([*tensors, *kept_tensors])
+    del graph.node[:]
+    graph.node.extend([*readers, *model.graph.node])
+    return _finished(twin, model)
+
+
+def _output_axis(found: Weighted) -> int:
+    """Return the axis of a weight that counts the layer's outputs."""
+    match found.node.op_type:
+        case "Conv":
+            return 0
+        case "Gemm" if attributes(found.node).get("transB", 0):
+            return 0
+        case "MatMul":
+            return len(found.weight.dims) - 1
+        case _:
+            return 1
+
+
+def _finished(quantized: Any, parent: Any) -> Any:
+    """Give the result its parent's metadata and check it as strictly as an export."""
+    import onnx
+
+    del quantized.graph.value_info[:]
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(parent.metadata_props)
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized

@@ -1,0 +1,69 @@
+"""A float network small enough to read, with all that quantization meets."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.data.task import Split, Task
+
+SHAPE = (8, 8, 2)
+
+
+def network(*, seed=0):
+    """Return image → stem → pool → (conv + shortcut) → pool → dense → softmax, opset 17."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32) / 4
+
+    constants = {
+        "stem/kernel": normal(8, 2, 3, 3), "stem/bias": normal(8),
+        "conv/kernel": normal(8, 8, 3, 3), "conv/bias": normal(8),
+        "dense/kernel": normal(8, 3), "dense/bias": normal(3),
+        "flatten/shape": np.int64([-1, 8]),
+    }  # fmt: skip
+    pads = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        ("Transpose", "to_nchw", ["image"], {"perm": [0, 3, 1, 2]}),
+        ("Conv", "stem", ["to_nchw:0", "stem/kernel", "stem/bias"], pads),
+        ("Relu", "stem/relu", ["stem:0"], {}),
+        ("MaxPool", "pool", ["stem/relu:0"], pool),
+        ("Conv", "conv", ["pool:0", "conv/kernel", "conv/bias"], pads),
+        ("Add", "add", ["pool:0", "conv:0"], {}),
+        ("Relu", "relu", ["add:0"], {}),
+        ("GlobalAveragePool", "average", ["relu:0"], {}),
+        ("Reshape", "flatten", ["average:0", "flatten/shape"], {}),
+        ("Gemm", "dense", ["flatten:0", "dense/kernel", "dense/bias"], {}),
+    ]
+    graph = helper.make_graph(
+        [
+            *(
+                helper.make_node(kind, inputs, [f"{name}:0"], name=name, **attributes)
+                for kind, name, inputs, attributes in nodes
+            ),
+            helper.make_node("Softmax", ["dense:0"], ["scores"], name="dense/softmax", axis=1),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ("batch", *SHAPE))],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ("batch", 3))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.metadata_props.add(key="lightship.data", value='"tiny"')
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def images(n=40, *, seed=1):
+    return np.random.default_rng(seed).random((n, *SHAPE), dtype=np.float32)
+
+
+def task_with(x):
+    """Return a task whose calibration samples are ``x``; the rest is empty."""
+    split = Split(raw=x, x=x, y=np.zeros(len(x), np.int64))
+    none = Split(raw=x[:0], x=x[:0], y=np.zeros(0, np.int64))
+    return Task(
+        name="tiny", digest="", licence="", labels=("a", "b", "c"), preprocess=(),
+        train=split, calibration=split, validation=none, test=none,
+    )  # fmt: skip
