@@ -290,7 +290,8 @@ def quantize(
     """
     from compress.artifacts import save_onnx
     from compress.export.metadata import load_onnx
-    from compress.steps import OnnxStep, onnx_step, reasons_left_alone
+    from compress.quantize.post_training import OnnxStep
+    from compress.steps import onnx_step, reasons_left_alone
 
     asked = {"calibration": calibration, "target": target, "exclude": exclude or None}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -422,7 +423,8 @@ def _fit(options: dict[str, Any]) -> Fit:
     optimizer = {"kind": options["optimizer"], **({"learning_rate": rate} if rate else {})}
     given = {"epochs": options["epochs"], "batch_size": options["batch_size"]}
     stopping = {"early_stopping": {"patience": patience}} if patience else {}
-    return _convert({**given, "optimizer": optimizer, **stopping}, Fit)
+    fit: Fit = _convert({**given, "optimizer": optimizer, **stopping}, Fit)
+    return fit
 
 
 def _convert(value: dict[str, Any], kind: Any) -> Any:

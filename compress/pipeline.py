@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,6 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from deploy.bench import bench
-from deploy.evaluate import compare, evaluate, predict_classes
-from deploy.machine import this_environment, this_target
 from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training
 
@@ -34,6 +30,7 @@ from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.export.proven import export
 from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
+from compress.networks.python_function import module_file
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,
@@ -46,7 +43,10 @@ from compress.steps import (
 )
 from compress.store import Store, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from deploy.bench import bench
 from deploy.evalset import EvalSet
+from deploy.evaluate import compare, evaluate, predict_classes
+from deploy.machine import this_environment, this_target
 from deploy.record import Comparison, Measurement, sha256_of
 from deploy.report import write_report
 from deploy.session import ModelMetadata, open_model
@@ -231,7 +231,9 @@ class _Making:
     def _train(self, stage: Stage, folder: Path) -> None:
         """Write ``model.keras``, its record and how its training went."""
         seed, on_epoch = self.recipe.seed, self.watcher.epoch_ended
-        parent, notes = None, {}
+        parent: Path | None = None
+        notes: dict[str, str] = {}
+        history: History | None
         if isinstance(stage.step, KerasStep) and stage.parent:
             parent = self._keras(self.stages[stage.parent]) / _KERAS
             original = load_keras(parent)
@@ -360,12 +362,14 @@ def baseline_step(network: Network, train: Fit | None) -> dict[str, object]:
 
 def _source_digest(network: Network) -> str | None:
     """Return the digest of the user's file that a network comes from, if it comes from one."""
-    if isinstance(network, KerasFile):
-        return sha256_of(Path(network.path))
-    if isinstance(network, PythonFunction):
-        spec = importlib.util.find_spec(network.module)
-        return sha256_of(Path(spec.origin)) if spec and spec.origin else None
-    return None
+    match network:
+        case KerasFile():
+            file: Path | None = Path(network.path)
+        case PythonFunction():
+            file = module_file(network)
+        case _:
+            return None
+    return sha256_of(file) if file and file.is_file() else None  # building will say what is wrong
 
 
 def _data_facts(task: Task) -> Data:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import msgspec
-from deploy.bench import Bench
 from msgspec import Meta
 
 from compress.data.sources import Data
 from compress.export.proven import Export
 from compress.networks import Network
-from compress.steps import KerasStep, OnnxStep, Step
+from compress.quantize.post_training import OnnxStep
+from compress.steps import KerasStep, Step
 from compress.train.fit import Fit
+from deploy.bench import Bench
 from deploy.errors import UserError
+from deploy.record import Record
 
 BASELINE = "baseline"
 
@@ -25,11 +27,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=6
 """Variants name folders, so their names are plain."""
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen table of a recipe."""
-
-
-class Variant(_Part):
+class Variant(Record, frozen=True, kw_only=True):
     """A model made from another by one step."""
 
     name: Name
@@ -37,7 +35,7 @@ class Variant(_Part):
     step: Step
 
 
-class Recipe(_Part, kw_only=True):
+class Recipe(Record, frozen=True, kw_only=True):
     """Data, baseline, variants and measurement."""
 
     name: Name
@@ -95,7 +93,7 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
     entries = tables.pop("variant", [])
     if not isinstance(entries, list):
         raise UserError(f"{where}: variant must be a list of tables: write [[variant]]")
-    recipe = decode(tables, Recipe, where=where)
+    recipe: Recipe = decode(tables, Recipe, where=where)
     variants = tuple(
         decode(entry, Variant, where=f"{where}: {_title(entry, index)}")
         for index, entry in enumerate(entries)

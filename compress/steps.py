@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from typing import Any
+
+from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.prune.magnitude import MagnitudePrune, magnitude_prune, why_not_pruned
 from compress.quantize.post_training import (
+    OnnxStep,
     QuantizeDynamic,
     QuantizeStatic,
     ToFloat16,
@@ -17,21 +20,19 @@ from compress.quantize.post_training import (
     weight_only,
     why_not_quantized,
 )
-from compress.train.fit import OnEpoch
+from compress.train.fit import History, OnEpoch
 
 KerasStep = MagnitudePrune
 """Steps that take a Keras model and give one."""
 
-OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly
-"""Steps that take an ONNX model and give one."""
-
 Step = KerasStep | OnnxStep
+"""Every step; ``OnnxStep`` are those that take an ONNX model and give one."""
 
 
 def keras_step(
     model: Any, step: KerasStep, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
-) -> Any:
-    """Return what a step makes of a tf-keras model, which is left alone."""
+) -> tuple[Any, History]:
+    """Return what a step makes of a tf-keras model, which is left alone, and how it trained."""
     match step:
         case MagnitudePrune():
             return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch)

@@ -25,7 +25,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 """The modules that each extra brings."""
 
 
-class Diagnosis(Record):
+class Diagnosis(Record, frozen=True):
     """What ``lightship doctor`` found."""
 
     environment: Environment

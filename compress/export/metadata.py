@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from deploy.session import ModelMetadata
+from deploy.errors import needs_extra
+from deploy.session import ModelMetadata, open_model
 
 
 def with_metadata(model: Any, metadata: ModelMetadata) -> Any:
@@ -21,3 +23,15 @@ def with_metadata(model: Any, metadata: ModelMetadata) -> Any:
     for key, text in props.items():
         twin.metadata_props.add(key=key, value=text)
     return twin
+
+
+def load_onnx(path: Path) -> Any:
+    """Read an ONNX file as a ``ModelProto``, weights included.
+
+    Raises:
+        UserError: if the file is missing or is no model that ONNX Runtime can open.
+    """
+    with needs_extra("compress"):
+        import onnx
+    open_model(path)  # refuses what is no model in one line, and what could not be measured anyway
+    return onnx.load(str(path))

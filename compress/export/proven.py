@@ -14,7 +14,7 @@ from deploy.record import Record
 from deploy.session import open_model
 
 
-class Export(Record):
+class Export(Record, frozen=True):
     """How a Keras model becomes ONNX."""
 
     opset: Annotated[int, Meta(ge=OLDEST_OPSET, le=NEWEST_OPSET)] = 17

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from typing_extensions import assert_never
 
 from compress.networks.classifier import as_classifier
 from compress.networks.ds_cnn import DsCnn, build_ds_cnn
@@ -18,11 +18,6 @@ from compress.networks.mobilenet import MobileNetV1, build_mobilenet_v1
 from compress.networks.python_function import PythonFunction, call_function
 from compress.networks.resnet import ResNet8, build_resnet_8
 from deploy.errors import UserError, needs_extra
-
-if sys.version_info >= (3, 11):
-    from typing import assert_never
-else:
-    from typing_extensions import assert_never
 
 Network = Mlp | LeNet300100 | LeNet5 | ResNet8 | MobileNetV1 | DsCnn | KerasFile | PythonFunction
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,16 @@ def call_function(network: PythonFunction, *, input_shape: tuple[int, ...], clas
                 f"write one that takes (input_shape, classes)"
             )
         return function(input_shape, classes)
+
+
+def module_file(network: PythonFunction) -> Path | None:
+    """Return the file of the function's module, or None if it has none; nothing is run."""
+    with working_folder_importable():
+        try:
+            spec = importlib.util.find_spec(network.function.partition(":")[0])
+        except ModuleNotFoundError:
+            return None
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 
 from compress.data.task import Task
-from compress.train.fit import Fit, OnEpoch, fit
+from compress.train.fit import Fit, History, OnEpoch, fit
 from deploy.errors import UserError, needs_extra
 from deploy.record import Record
 
@@ -129,8 +129,8 @@ class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune
 
 def magnitude_prune(
     model: Any, step: MagnitudePrune, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
-) -> Any:
-    """Return a pruned and fine-tuned copy of a Keras model.
+) -> tuple[Any, History]:
+    """Return a pruned and fine-tuned copy of a Keras model, and how the fine-tuning went.
 
     The copy is a plain tf-keras model, not compiled, with the names of the original; the
     original, its weights and its optimizer stay as they were. A layer that is used several times,
@@ -157,7 +157,7 @@ def magnitude_prune(
     steps_per_epoch = step.fine_tune.steps_per_epoch(len(task.train))
     wrapped = _wrap(_copy(model), step, steps_per_epoch)
     _, end, _ = mask_updates(step, steps_per_epoch)
-    fit(
+    history = fit(
         wrapped,
         task,
         step.fine_tune,
@@ -169,7 +169,7 @@ def magnitude_prune(
     pruned = _copy(model)
     pruned.set_weights(tfmot.sparsity.keras.strip_pruning(wrapped).get_weights())
     _require_targets(pruned, step)
-    return pruned
+    return pruned, history
 
 
 def why_not_pruned(layer: Any, step: MagnitudePrune) -> str | None:
