@@ -224,7 +224,7 @@ class _Translation:
         )
         if scale_offset is None:
             raise self._refusal(operation, "has no counterpart in tf-keras")
-        return layers.Rescaling(*scale_offset, name=name)(tensors[0])
+        return _line(*scale_offset, name=name)(tensors[0])
 
     def _refusal(self, operation: Any, reason: str) -> UserError:
         return UserError(
@@ -262,13 +262,23 @@ def _called(layer: Any) -> Apply:
     return apply
 
 
+def _line(scale: float, offset: float, *, name: str) -> Any:
+    """Return the layer ``x * scale + offset``.
+
+    One-entry lists, because tf2onnx's transpose optimiser gives up at an added scalar.
+    """
+    from tf_keras import layers
+
+    return layers.Rescaling([scale], [offset], name=name)
+
+
 def _hard_sigmoid(name: str) -> Apply:
     """``min(max(x / 6 + 1/2, 0), 1)``, as ``keras.activations.hard_sigmoid`` of Keras 3."""
     from tf_keras import layers
 
-    line = layers.Rescaling(1.0 / 6.0, 0.5, name=f"{name}_slope")
+    slope = _line(1.0 / 6.0, 0.5, name=f"{name}_slope")
     clip = layers.ReLU(max_value=1.0, name=f"{name}_clip")
-    return lambda x: clip(line(x))
+    return lambda x: clip(slope(x))
 
 
 def _hard_silu(name: str) -> Apply:
