@@ -111,6 +111,19 @@ def test_whatever_changes_the_task_changes_its_digest(tmp_path, change):
     assert load(tmp_path, **change).digest != load(tmp_path).digest
 
 
+@pytest.mark.parametrize("change", [{"y_test": [0, 1]}, {"dtype": np.int8}])
+def test_one_label_or_the_type_alone_changes_the_digest(tmp_path, change):
+    digests = []
+    for settings in (
+        {"y_test": [0, 0], "dtype": np.uint8},
+        {"y_test": [0, 0], "dtype": np.uint8} | change,
+    ):
+        x = X.astype(settings["dtype"])  # below 128: the same bytes in both types
+        source = write(tmp_path, x_train=x, y_train=Y, x_test=x[:2], y_test=settings["y_test"])
+        digests.append(load_task(Data(source=source, calibration_samples=20), seed=0).digest)
+    assert digests[0] != digests[1]
+
+
 def test_the_digest_is_the_same_in_another_process(tmp_path):
     task = load(tmp_path)
     code = (
