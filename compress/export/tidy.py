@@ -107,12 +107,29 @@ def with_named_batch(model: Any) -> Any:
     return model
 
 
+def with_unique_node_names(model: Any) -> Any:
+    """Name every node that has no name, or that of an earlier node, after its first output.
+
+    Layers are told by the names of their nodes: in ``exclude``, in notes and in the report.
+    """
+    model = _copy(model)
+    taken: set[str] = set()
+    for node in model.graph.node:
+        wanted = node.name if node.name and node.name not in taken else node.output[0]
+        while wanted in taken:
+            wanted += "_"
+        node.name = wanted
+        taken.add(wanted)
+    return model
+
+
 PASSES: Sequence[Pass] = (
     without_identities,
     without_transpose_pairs,
     with_gemms,
     without_dead_parts,
     with_named_batch,
+    with_unique_node_names,
 )
 
 

@@ -173,7 +173,7 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
         import onnx
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    _refuse_quantized(model)
+    _refuse_unfit(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     if opset < 13:
         raise UserError(f"model: static quantization needs opset 13 or later, got {opset}")
@@ -226,7 +226,7 @@ def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
     """
     with needs_extra("compress"):
         from onnxruntime.quantization import QuantType
-    _refuse_quantized(model)
+    _refuse_unfit(model)
     operators = _dynamic_operators(step)
     names = {found.node.name for found in weighted_nodes(model.graph)}
     reasons = why_not_quantized(model, step)
@@ -350,10 +350,18 @@ def weight_only(model: Any, step: WeightOnly) -> Any:
     return _with_stored_otherwise(model, step, quarter, with_bias=False)
 
 
-def _refuse_quantized(model: Any) -> None:
+def _refuse_unfit(model: Any) -> None:
+    """Raise a UserError for a model that is quantized already or whose layers cannot be told."""
     why_not = why_already_quantized(model)
     if why_not is not None:
         raise UserError(f"model: {why_not}; give the float model that it was made from")
+    names = [found.node.name for found in weighted_nodes(model.graph)]
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise UserError(
+                f"model: nodes with weights need names of their own, got {name!r} "
+                f"{names.count(name)} times; tidy the model first"
+            )
 
 
 @contextlib.contextmanager
@@ -434,7 +442,7 @@ def _with_stored_otherwise(
     ``rewrite`` gets the layer's name, the tensor's name, its values and the axis of its output
     channels. It returns the tensors to store and the nodes that make the values again.
     """
-    _refuse_quantized(model)
+    _refuse_unfit(model)
     nodes = weighted_nodes(model.graph)
     if not nodes:
         raise UserError(f"model: {type(step).__name__} needs layers with stored weights, got none")

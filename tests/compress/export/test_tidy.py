@@ -12,6 +12,7 @@ from compress.export.tidy import (
     tidy,
     with_gemms,
     with_named_batch,
+    with_unique_node_names,
     without_dead_parts,
     without_identities,
     without_transpose_pairs,
@@ -236,6 +237,18 @@ def test_a_free_first_axis_is_named_batch_and_a_fixed_one_is_not():
     assert free.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     fixed = model_of([helper.make_node("Relu", ["x"], ["y"])], shape=(2, 3), output=(2, 3))
     assert with_named_batch(fixed).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_nodes_without_a_name_of_their_own_get_one():
+    model = model_of(
+        [
+            helper.make_node("Relu", ["x"], ["a"], name="same"),
+            helper.make_node("Relu", ["a"], ["b"], name="same"),
+            helper.make_node("Relu", ["b"], ["y"]),
+        ]
+    )
+    named = with_unique_node_names(model)
+    assert [node.name for node in named.graph.node] == ["same", "b", "y"]
 
 
 @pytest.mark.parametrize("run_pass", PASSES, ids=lambda run_pass: run_pass.__name__)

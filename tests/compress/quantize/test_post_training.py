@@ -120,6 +120,14 @@ def test_a_quantized_model_is_refused_with_the_reason(first, second):
     assert "give the float model" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["", "stem"])
+def test_layers_that_cannot_be_told_apart_are_refused(name):
+    model = network()
+    next(node for node in model.graph.node if node.name == "conv").name = name
+    with pytest.raises(UserError, match=f"names of their own, got '{name}'"):
+        apply(model, WeightOnly())
+
+
 # Static.
 
 
