@@ -228,6 +228,12 @@ class _Making:
             stage.keras_key, lambda aside: self._train(stage, aside)
         )
 
+    @property
+    def _trusted(self) -> bool:
+        """Whether the user's network may carry code, which its children then carry too."""
+        network = self.recipe.network
+        return isinstance(network, KerasFile) and network.trust_code
+
     def _train(self, stage: Stage, folder: Path) -> None:
         """Write ``model.keras``, its record and how its training went."""
         seed, on_epoch = self.recipe.seed, self.watcher.epoch_ended
@@ -236,7 +242,7 @@ class _Making:
         history: History | None
         if isinstance(stage.step, KerasStep) and stage.parent:
             parent = self._keras(self.stages[stage.parent]) / _KERAS
-            original = load_keras(parent)
+            original = load_keras(parent, trust_code=self._trusted)
             model, history = keras_step(
                 original, stage.step, self.task, seed=seed, on_epoch=on_epoch
             )
@@ -254,7 +260,7 @@ class _Making:
         """Write ``model.onnx`` of a Keras stage, with the numbers of Keras, and its record."""
         keras = self._keras(stage) / _KERAS
         samples = self.task.validation.x[:PARITY_SAMPLES]
-        model = export(load_keras(keras), self.recipe.export, samples)
+        model = export(load_keras(keras, trust_code=self._trusted), self.recipe.export, samples)
         notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
         about = self._about(stage, self._parent_onnx(stage))
         save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)

@@ -8,6 +8,8 @@ from typing import Any
 
 from deploy.report.results import Results
 
+from typing_extensions import Self
+
 from compress.train.fit import EpochEnd
 from deploy.errors import needs_extra
 
@@ -45,7 +47,7 @@ class ConsoleWatcher:
         self._began = 0.0
         self._tenth = 0
 
-    def __enter__(self) -> ConsoleWatcher:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

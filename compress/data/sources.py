@@ -30,8 +30,9 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Fraction of what is not test that becomes the validation part."""
     test_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
     """Fraction that becomes the test part; used only where the source has no test part."""
-    calibration_samples: Annotated[int, Meta(gt=0)] = 500
-    """Number of training samples that also calibrate a quantization."""
+    calibration_samples: Annotated[int, Meta(gt=0)] | None = None
+    """Number of training samples that also calibrate a quantization; None takes 500, or all if
+    there are fewer."""
     train_samples: Annotated[int, Meta(gt=0)] | None = None
     """Number of training samples to keep, for quick runs; None keeps all."""
     label_column: str | None = None

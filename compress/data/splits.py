@@ -17,6 +17,9 @@ from deploy.errors import UserError
 from deploy.evalset import EvalSet
 from deploy.preprocess import Cast, Preprocess, Reshape, Scale, apply
 
+_CALIBRATION_SAMPLES = 500
+"""What a quantization calibrates on unless told otherwise."""
+
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
@@ -55,8 +58,9 @@ def load_task(data: Data, *, seed: int) -> Task:
                 f"the {len(source.labels)} classes; give each at least one"
             )
         train = train[stratified(samples.y[train], data.train_samples, least=1, rng=rng)]
-    _require_at_most("calibration_samples", data.calibration_samples, len(train), data.source)
-    calibrating = stratified(samples.y[train], data.calibration_samples, rng=rng)
+    wanted = data.calibration_samples or min(_CALIBRATION_SAMPLES, len(train))
+    _require_at_most("calibration_samples", wanted, len(train), data.source)
+    calibrating = stratified(samples.y[train], wanted, rng=rng)
 
     train_split = _split(samples.x[train], samples.y[train], preprocess, data.source)
     task = Task(
