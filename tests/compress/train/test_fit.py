@@ -100,11 +100,14 @@ def test_the_best_weights_come_back_even_when_the_epochs_run_out_first(tiny_task
     config = Fit(
         epochs=4,
         batch_size=16,
-        optimizer=Sgd(learning_rate=1e-9),
-        early_stopping=EarlyStopping(metric="val_accuracy", patience=50, min_delta=0.5),
+        optimizer=Sgd(learning_rate=1e-2),
+        early_stopping=EarlyStopping(metric="val_accuracy", patience=50, min_delta=0.99),
     )
     history = fit(model, tiny_task, config, seed=0)
     assert (history.kept_epoch, len(history.epochs)) == (1, 4)
+    loss, _ = model.evaluate(tiny_task.validation.x, tiny_task.validation.y, verbose=0)
+    assert loss == pytest.approx(history.epochs[0]["val_loss"], abs=1e-6)
+    assert loss > history.epochs[-1]["val_loss"] + 0.01
 
 
 def test_early_stopping_cannot_keep_an_epoch_before_keep_from(tiny_task):
