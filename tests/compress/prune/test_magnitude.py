@@ -26,6 +26,12 @@ layers = tf_keras.layers
 BRIEFLY = Fit(epochs=2, batch_size=32)
 
 
+def prune(model, step, task, **settings):
+    """Return the pruned model alone, without how it trained."""
+    pruned, _ = magnitude_prune(model, step, task, **settings)
+    return pruned
+
+
 @tf_keras.utils.register_keras_serializable("tests")
 class Doubling(layers.Layer):
     """A user's own layer, with weights that nobody here knows."""
@@ -91,7 +97,7 @@ def same_weights(one, other):
 @pytest.mark.parametrize("schedule", ["polynomial", "constant"])
 def test_every_kernel_gets_the_sparsity_asked_for_within_one_weight(tiny_task, schedule):
     asked = step(0.8, schedule=schedule, per_layer={"conv1": 0.35, "dense2": 0.0})
-    pruned = magnitude_prune(network(), asked, tiny_task, seed=0)
+    pruned = prune(network(), asked, tiny_task, seed=0)
     for name, target in {"conv1": 0.35, "conv2": 0.8, "dense1": 0.8}.items():
         mask = zeros(pruned, name)
         assert abs(mask.sum() - target * mask.size) <= 1
@@ -115,7 +121,7 @@ def test_pruning_leaves_its_input_alone(tiny_task):
 
 @pytest.mark.parametrize("model", [network(), dense_network()])
 def test_the_result_is_a_plain_model_with_the_names_of_the_original(tiny_task, model):
-    pruned = magnitude_prune(model, step(), tiny_task, seed=0)
+    pruned = prune(model, step(), tiny_task, seed=0)
     assert [(x.name, type(x)) for x in pruned.layers] == [(x.name, type(x)) for x in model.layers]
     assert (pruned.name, pruned.input_names) == (model.name, model.input_names)
     assert pruned.output_names == model.output_names
@@ -124,15 +130,15 @@ def test_the_result_is_a_plain_model_with_the_names_of_the_original(tiny_task, m
 
 
 def test_the_same_seed_gives_the_same_bits(tiny_task):
-    first, again = (magnitude_prune(dense_network(), step(), tiny_task, seed=1) for _ in range(2))
+    first, again = (prune(dense_network(), step(), tiny_task, seed=1) for _ in range(2))
     assert same_weights(first, again)
 
 
 def test_pruned_weights_stay_zero_while_the_rest_trains_on(tiny_task):
     early = step(0.8, schedule="constant", end=0.0, fine_tune=Fit(epochs=1, batch_size=32))
     longer = msgspec.structs.replace(early, fine_tune=Fit(epochs=3, batch_size=32))
-    one = magnitude_prune(dense_network(), early, tiny_task, seed=0)
-    three = magnitude_prune(dense_network(), longer, tiny_task, seed=0)
+    one = prune(dense_network(), early, tiny_task, seed=0)
+    three = prune(dense_network(), longer, tiny_task, seed=0)
     assert np.array_equal(zeros(one, "dense1"), zeros(three, "dense1"))
     assert not same_weights(one, three)
 
@@ -140,7 +146,7 @@ def test_pruned_weights_stay_zero_while_the_rest_trains_on(tiny_task):
 def test_the_weights_that_go_are_the_smallest(tiny_task):
     still = Fit(epochs=1, batch_size=32, optimizer=Adam(learning_rate=1e-9))
     model = dense_network()
-    pruned = magnitude_prune(model, step(0.75, fine_tune=still), tiny_task, seed=0)
+    pruned = prune(model, step(0.75, fine_tune=still), tiny_task, seed=0)
     kernel = np.abs(model.get_layer("dense1").get_weights()[0])
     mask = zeros(pruned, "dense1")
     assert kernel[mask].max() <= kernel[~mask].min() + 1e-6
@@ -148,7 +154,7 @@ def test_the_weights_that_go_are_the_smallest(tiny_task):
 
 def test_two_of_every_four_input_channels_are_zero_in_the_2_4_pattern(tiny_task):
     asked = step(0.5, schedule="constant", pattern=NOfM())
-    pruned = magnitude_prune(network(), asked, tiny_task, seed=0)
+    pruned = prune(network(), asked, tiny_task, seed=0)
     conv2 = np.moveaxis(zeros(pruned, "conv2"), 2, -1).reshape(-1, 4)
     dense1 = zeros(pruned, "dense1").T.reshape(-1, 4)
     assert (conv2.sum(axis=1) == 2).all()
@@ -158,7 +164,7 @@ def test_two_of_every_four_input_channels_are_zero_in_the_2_4_pattern(tiny_task)
 
 def test_block_pruning_zeroes_whole_blocks(tiny_task):
     asked = step(0.75, pattern=Block(height=4, width=2, pooling="max"))
-    pruned = magnitude_prune(network(), asked, tiny_task, seed=0)
+    pruned = prune(network(), asked, tiny_task, seed=0)
     mask = zeros(pruned, "dense1")
     blocks = mask.reshape(mask.shape[0] // 4, 4, 8, 2).sum(axis=(1, 3))
     assert set(np.unique(blocks)) == {0, 8}
@@ -167,7 +173,7 @@ def test_block_pruning_zeroes_whole_blocks(tiny_task):
 
 
 def test_a_skipped_layer_keeps_its_weights_full(tiny_task):
-    pruned = magnitude_prune(network(), step(skip=("conv*", "dense2")), tiny_task, seed=0)
+    pruned = prune(network(), step(skip=("conv*", "dense2")), tiny_task, seed=0)
     achieved = sparsity_by_layer(pruned)
     assert achieved["conv1"] == achieved["conv2"] == achieved["dense2"] == 0
     assert achieved["dense1"] > 0.79
@@ -178,7 +184,7 @@ def test_early_stopping_cannot_bring_back_weights_from_before_the_target(tiny_ta
     patient = EarlyStopping(metric="val_accuracy", patience=1, min_delta=0.9)
     asked = step(0.9, end=0.5, fine_tune=Fit(epochs=6, batch_size=32, early_stopping=patient))
     ends = []
-    pruned = magnitude_prune(dense_network(), asked, tiny_task, seed=0, on_epoch=ends.append)
+    pruned = prune(dense_network(), asked, tiny_task, seed=0, on_epoch=ends.append)
     assert sparsity_by_layer(pruned)["dense1"] == pytest.approx(0.9, abs=0.01)
     assert len(ends) == 4  # the third, in which the last choice falls, and one of patience
 
@@ -189,7 +195,7 @@ def test_layers_used_twice_and_layers_of_inner_models_are_pruned_once_each(tiny_
         [layers.Input((16,)), layers.Dense(16, activation="relu", name="inner1")], name="inner"
     )
     model = functional(lambda x: inner(inner(shared(shared(x)))))
-    pruned = magnitude_prune(model, step(0.8, skip=("dense1", "classes")), tiny_task, seed=0)
+    pruned = prune(model, step(0.8, skip=("dense1", "classes")), tiny_task, seed=0)
     for layer in (pruned.get_layer("shared"), pruned.get_layer("inner").get_layer("inner1")):
         kernel = layer.kernel.numpy()
         assert abs((kernel == 0).sum() - 0.8 * kernel.size) <= 1
@@ -211,7 +217,7 @@ def test_a_layer_used_twice_follows_the_schedule_at_the_pace_of_the_others():
 
 def test_a_custom_layer_is_left_alone_with_the_reason(tiny_task):
     model = functional(Doubling(name="mine"))
-    pruned = magnitude_prune(model, step(), tiny_task, seed=0)
+    pruned = prune(model, step(), tiny_task, seed=0)
     reason = why_not_pruned(pruned.get_layer("mine"), step())
     assert reason == "layers of type Doubling cannot be pruned"
     assert (pruned.get_layer("mine").scale.numpy() != 0).all()
@@ -285,9 +291,7 @@ def test_a_step_that_does_not_fit_the_model_is_refused(tiny_task, fields, compla
 
 
 def test_a_final_sparsity_of_zero_prunes_only_the_layers_that_are_named(tiny_task):
-    pruned = magnitude_prune(
-        dense_network(), step(0.0, per_layer={"dense1": 0.5}), tiny_task, seed=0
-    )
+    pruned = prune(dense_network(), step(0.0, per_layer={"dense1": 0.5}), tiny_task, seed=0)
     assert {n: round(s, 2) for n, s in sparsity_by_layer(pruned).items() if s} == {"dense1": 0.5}
 
 
