@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Any
 
 from deploy.report.results import Results
-
 from typing_extensions import Self
 
 from compress.train.fit import EpochEnd

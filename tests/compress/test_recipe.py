@@ -93,7 +93,7 @@ MISTAKES = {
         HEAD + variant("int8", "baseline") + PRUNED.replace('"baseline"', '"int8"'),
         "step 'magnitude_prune' needs a Keras model, but 'int8' is ONNX after 'quantize_static'",
     ),
-    "nothing to train": (HEAD.split("[train]")[0], "train: .* has to be trained"),
+    "nothing to train": (HEAD.split("[train]", maxsplit=1)[0], "train: .* has to be trained"),
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),
     "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: .*`name`"),
     "unknown source": (HEAD.replace("mnist-sample", "minst"), r"source 'minst' is unknown"),
