@@ -43,7 +43,14 @@ class EvalSet:
                     )
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; give an .npz with arrays x and y") from None
-        except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        except (
+            ValueError,
+            OSError,
+            EOFError,
+            AttributeError,
+            TypeError,
+            zipfile.BadZipFile,
+        ) as error:
             raise UserError(f"{path}: not a readable .npz file ({error})") from error
         y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
         if y.ndim != 1 or len(x) != len(y) or len(x) == 0:
@@ -52,7 +59,9 @@ class EvalSet:
                 f"got x {x.shape} and y {y.shape}"
             )
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise UserError(f"{path}: y must be classes counted from 0, got {y.dtype} from {y.min()}")
+            raise UserError(
+                f"{path}: y must be classes counted from 0, got {y.dtype} from {y.min()}"
+            )
         return EvalSet(x=x, y=y.astype(np.int64))
 
     def save(self, path: Path) -> None:

@@ -98,9 +98,7 @@ def _why_not_applied(op: Op, samples: Array) -> str | None:
             return f"reshape to {op.shape} needs {np.prod(op.shape)} values a sample, got {shape}"
         case Resize() if samples.ndim != 4:
             return f"resize needs samples of shape (height, width, channels), got {shape}"
-        case Normalize() if not (
-            {len(op.mean), len(op.std)} <= {1, shape[-1] if shape else 1}
-        ):
+        case Normalize() if not ({len(op.mean), len(op.std)} <= {1, shape[-1] if shape else 1}):
             return (
                 f"normalize needs 1 or {shape[-1] if shape else 1} values, "
                 f"got {len(op.mean)} for mean and {len(op.std)} for std"

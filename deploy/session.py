@@ -33,7 +33,9 @@ class ModelMetadata(Record):
     def to_props(self) -> dict[str, str]:
         """Return one JSON text per field, keyed ``lightship.FIELD``, for ONNX ``metadata_props``."""
         fields = msgspec.structs.asdict(self)
-        return {_PREFIX + name: msgspec.json.encode(value).decode() for name, value in fields.items()}
+        return {
+            _PREFIX + name: msgspec.json.encode(value).decode() for name, value in fields.items()
+        }
 
     @staticmethod
     def from_props(props: dict[str, str]) -> ModelMetadata:
@@ -50,7 +52,9 @@ class ModelMetadata(Record):
         try:
             return msgspec.json.decode(msgspec.json.encode(ours), type=ModelMetadata)
         except msgspec.MsgspecError as error:
-            raise UserError(f"metadata_props: {_PREFIX}* entries do not decode ({error})") from error
+            raise UserError(
+                f"metadata_props: {_PREFIX}* entries do not decode ({error})"
+            ) from error
 
 
 class Model:
@@ -72,7 +76,9 @@ class Model:
             )
         sample = tuple(inputs[0].shape[1:])
         if not all(isinstance(size, int) for size in sample):
-            raise UserError(f"{where}: only the batch axis may be free, got shape {inputs[0].shape}")
+            raise UserError(
+                f"{where}: only the batch axis may be free, got shape {inputs[0].shape}"
+            )
         self._session = session
         self._dtype = _NUMPY_TYPES.get(inputs[0].type)
         if self._dtype is None:
