@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from deploy.report.results import Results, Variant
+from deploy.report.results import Results
 from deploy.report.summary import environment_facts, lineage, method, step_words
 from deploy.report.table import columns_of
 from deploy.report.verdict import RULE

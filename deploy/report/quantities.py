@@ -45,19 +45,19 @@ def points_bounds(low: float, high: float) -> str:
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
-    """Write a fraction as a percentage.
+    r"""Write a fraction as a percentage.
 
     >>> percent(0.9)
-    '90.0\\u202f%'
+    '90.0\u202f%'
     """
     return f"{100 * fraction:.{decimals}f}{_THIN}%"
 
 
 def accuracy(fraction: float) -> str:
-    """Write an accuracy, to a hundredth of a point.
+    r"""Write an accuracy, to a hundredth of a point.
 
     >>> accuracy(0.986)
-    '98.60\\u202f%'
+    '98.60\u202f%'
     """
     return percent(fraction, 2)
 
@@ -72,9 +72,9 @@ def accuracy_bounds(low: float, high: float) -> str:
 
 
 def file_size(size_bytes: float) -> str:
-    """Write a size with three digits and a decimal unit.
+    r"""Write a size with three digits and a decimal unit.
 
-    >>> [file_size(n).replace("\\u202f", " ") for n in (512, 45_123, 1_726_648, 999_999)]
+    >>> [file_size(n).replace("\u202f", " ") for n in (512, 45_123, 1_726_648, 999_999)]
     ['512 B', '45.1 kB', '1.73 MB', '1.00 MB']
     """
     unit, scale = _unit_of(size_bytes, (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)))
@@ -82,9 +82,9 @@ def file_size(size_bytes: float) -> str:
 
 
 def duration(ms: float) -> str:
-    """Write a time with three digits, in the unit that keeps it readable.
+    r"""Write a time with three digits, in the unit that keeps it readable.
 
-    >>> [duration(ms).replace("\\u202f", " ") for ms in (0.0891, 0.9996, 12.34, 1500)]
+    >>> [duration(ms).replace("\u202f", " ") for ms in (0.0891, 0.9996, 12.34, 1500)]
     ['89.1 µs', '1.00 ms', '12.3 ms', '1.50 s']
     """
     unit, scale = _unit_of(ms, _TIMES)
@@ -102,9 +102,9 @@ def duration_bounds(ms: float, low_ms: float, high_ms: float) -> str:
 
 
 def count(number: float) -> str:
-    """Write a count, thousands apart.
+    r"""Write a count, thousands apart.
 
-    >>> count(431080).replace("\\u202f", " ")
+    >>> count(431080).replace("\u202f", " ")
     '431 080'
     """
     return f"{number:,.0f}".replace(",", _THIN)

@@ -90,7 +90,8 @@ def _speedup(variant: Variant) -> Cell | None:
     ratio, low, high = variant.speedup, variant.speedup_low, variant.speedup_high
     if ratio is None or low is None or high is None:
         return None
-    return Cell(times(ratio), times_bounds(ratio, low, high), ratio)
+    # The baseline against itself has no interval to show.
+    return Cell(times(ratio), times_bounds(ratio, low, high) if low < high else "", ratio)
 
 
 def _plain(write: Callable[[float], str], field: str) -> Callable[[Variant], Cell | None]:
@@ -153,11 +154,6 @@ COLUMNS = (
 def columns_of(results: Results) -> Sequence[Column]:
     """Return the columns in which at least one variant has something to show."""
     return [c for c in COLUMNS if any(c.cell(variant) for variant in results.variants)]
-
-
-def kind_of(variant: Variant) -> str:
-    """Return the kind of the step that made a variant, as words."""
-    return str(variant.step.get("kind", "")).replace("_", " ")
 
 
 def to_csv(results: Results) -> str:
