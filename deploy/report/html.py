@@ -98,13 +98,13 @@ def _keys(results: Results) -> list[_Key]:
         return []
     keys = [
         _Key(
-            "gzipped",
+            "Size, gzipped",
             quantities.times(baseline.gzip_bytes / best.gzip_bytes),
             "",
             _change(quantities.file_size, baseline.gzip_bytes, best.gzip_bytes),
         ),
         _Key(
-            "file",
+            "Size of the file",
             quantities.times(baseline.size_bytes / best.size_bytes),
             "",
             _change(quantities.file_size, baseline.size_bytes, best.size_bytes),
@@ -113,7 +113,7 @@ def _keys(results: Results) -> list[_Key]:
     if best.p50_ms and baseline.p50_ms and best.speedup and best.speedup_low and best.speedup_high:
         keys.append(
             _Key(
-                "speed",
+                "Speed",
                 quantities.times(best.speedup),
                 quantities.times_bounds(best.speedup, best.speedup_low, best.speedup_high),
                 _change(quantities.duration, baseline.p50_ms, best.p50_ms),
@@ -128,7 +128,7 @@ def _keys(results: Results) -> list[_Key]:
         told = "" if is_detectable(best.baseline_mcnemar_p) else "; no detectable difference"
         keys.append(
             _Key(
-                "accuracy, points",
+                "Accuracy, points",
                 quantities.points(delta),
                 quantities.points_bounds(low, high),
                 _change(quantities.accuracy, baseline.accuracy, best.accuracy) + told,

@@ -44,29 +44,32 @@ def place_labels(
     sizes: Sequence[tuple[float, float]],
     *,
     marks: Sequence[Box],
+    lines: Sequence[Box],
     frame: Box,
 ) -> list[Box | None]:
     """Return a box for every label, or None for one that fits nowhere near its point.
 
-    Greedy, in the order given: the first free place of a few near the point, nearest first.
+    Greedy, in the order given: the first free place of a few near the point, nearest first; where
+    there is none, the first that covers lines alone.
 
     Args:
         points: the points to label, in pixels.
         sizes: width and height of each label.
         marks: what no label may cover.
+        lines: what a label covers only for want of another place.
         frame: where every label must lie.
     """
     taken = list(marks)
+
+    def is_free(box: Box, others: Sequence[Box]) -> bool:
+        return frame.holds(box) and not any(box.overlaps(other) for other in others)
+
     placed: list[Box | None] = []
     for point, size in zip(points, sizes, strict=True):
-        box = next(
-            (
-                candidate
-                for candidate in _candidates(point, size)
-                if frame.holds(candidate) and not any(candidate.overlaps(t) for t in taken)
-            ),
-            None,
-        )
+        places = list(_candidates(point, size))
+        best = (box for box in places if is_free(box, [*taken, *lines]))
+        good = (box for box in places if is_free(box, taken))
+        box = next(best, next(good, None))
         placed.append(box)
         if box is not None:
             taken.append(box)

@@ -17,7 +17,7 @@ def to_markdown(results: Results) -> str:
     table = [["Variant", *(column.title for column in columns), "Pareto"]]
     for variant in results.variants:
         cells = [column.cell(variant) for column in columns]
-        texts = [" ".join((cell.text, cell.detail)).strip() if cell else "" for cell in cells]
+        texts = [" ".join((cell.text, *cell.details)) if cell else "" for cell in cells]
         table.append([_plain(variant.name), *texts, "●" if variant.pareto else ""])
     parts = [
         f"# {_plain(results.title)}",

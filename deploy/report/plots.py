@@ -204,8 +204,8 @@ def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
     low, high = min(*lows, *highs), max(*lows, *highs)
     if axis is _SIZE or high > 12 * low:
         axes.set_xscale("log")
-        room = max(high / low, 2.0) ** 0.1
-        low, high = low / room, high * room
+        span = max(high / low, 2.0)
+        low, high = low / span**0.08, high * span**0.2  # names stand to the right of their points
         ticks = _ticks_by_ratio(low, high)
     else:
         low, high = 0.0, high * 1.18
@@ -314,23 +314,26 @@ def _draw_labels(axes: Any, variants: Sequence[Variant], axis: _Axis, best: Vari
 
     ordered = sorted(variants, key=lambda v: (v is not best, not v.pareto))
     points = [at(axis.value(variant), variant.accuracy) for variant in ordered]
-    marks = [around(x, y, 6) for x, y in points]
+    marks, lines = [around(x, y, 6) for x, y in points], []
     for variant, (x, y) in zip(ordered, points, strict=True):
         low, high = axis.bounds(variant)
-        marks.append(Box(at(low, 0)[0], y - 1, at(high, 0)[0], y + 1))
-        marks.append(
-            Box(x - 1, at(low, variant.accuracy_low)[1], x + 1, at(low, variant.accuracy_high)[1])
+        (left, bottom), (right, top) = (
+            at(low, variant.accuracy_low),
+            at(high, variant.accuracy_high),
         )
+        lines += [Box(left, y - 1, right, y + 1), Box(x - 1, bottom, x + 1, top)]
         if axis is _SIZE:
-            gzipped, _ = at(variant.gzip_bytes, 0)
-            marks += [around(gzipped, y, 4), Box(gzipped, y - 1, x, y + 1)]
+            gzipped, _ = at(variant.gzip_bytes, variant.accuracy)
+            marks.append(around(gzipped, y, 4))
+            lines.append(Box(gzipped, y - 1, x, y + 1))
     names = [_shown(variant.name) for variant in ordered]
     frame = axes.bbox
     boxes = place_labels(
         points,
         [(len(name) * _WIDTH_PER_CHARACTER + 4, 1.25 * _LABEL) for name in names],
         marks=marks,
-        frame=Box(frame.x0, frame.y0, frame.x1, frame.y1 + 12),
+        lines=lines,
+        frame=Box(frame.x0, frame.y0, frame.x1 + 10, frame.y1 + 10),
     )
     for variant, name, (x, y), box in zip(ordered, names, points, boxes, strict=True):
         if box is None:

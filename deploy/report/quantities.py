@@ -114,11 +114,11 @@ def p_value(p: float) -> str:
     """Write a p-value; below a thousandth only that.
 
     >>> p_value(0.0421), p_value(1e-9), p_value(1.0)
-    ('0.042', '< 0.001', '1')
+    ('p = 0.042', 'p < 0.001', 'p = 1')
     """
     if p < 0.001:
-        return "< 0.001"
-    return "1" if p > 0.9995 else f"{p:.3f}"
+        return "p < 0.001"
+    return "p = 1" if p > 0.9995 else f"p = {p:.3f}"
 
 
 _TIMES = (("µs", 1e-3), ("ms", 1.0), ("s", 1e3))

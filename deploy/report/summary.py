@@ -48,7 +48,7 @@ def method(results: Results) -> str:
         f"{text} Times: {_plural(session.threads, 'thread')}, all variants interleaved in random "
         f"order, {_plural(session.sessions_per_process, 'session')} in each of "
         f"{_plural(session.processes, 'process', 'processes')}, throughput in batches of "
-        f"{session.batch}. Intervals are 95 % intervals."
+        f"{session.batch}. Intervals are 95\u202f% intervals."
     )
 
 

@@ -34,7 +34,7 @@ class Cell:
     """One entry: what is read, what is read on a second look, and what it is sorted by."""
 
     text: str
-    detail: str = ""
+    details: tuple[str, ...] = ()
     order: float | None = None
 
 
@@ -49,7 +49,7 @@ class Column:
 
 def _accuracy(variant: Variant) -> Cell:
     bounds = accuracy_bounds(variant.accuracy_low, variant.accuracy_high)
-    return Cell(accuracy(variant.accuracy), bounds, variant.accuracy)
+    return Cell(accuracy(variant.accuracy), (bounds,), variant.accuracy)
 
 
 def _against_parent(variant: Variant) -> Cell | None:
@@ -72,18 +72,14 @@ def _difference(
 ) -> Cell | None:
     if delta is None or low is None or high is None or p is None:
         return None
-    return Cell(points(delta), f"{points_bounds(low, high)} p {_equals(p_value(p))}", delta)
-
-
-def _equals(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
+    return Cell(points(delta), (points_bounds(low, high), p_value(p)), delta)
 
 
 def _median(variant: Variant) -> Cell | None:
     p50, low, high = variant.p50_ms, variant.p50_low_ms, variant.p50_high_ms
     if p50 is None or low is None or high is None:
         return None
-    return Cell(duration(p50), duration_bounds(p50, low, high), p50)
+    return Cell(duration(p50), (duration_bounds(p50, low, high),), p50)
 
 
 def _speedup(variant: Variant) -> Cell | None:
@@ -91,7 +87,8 @@ def _speedup(variant: Variant) -> Cell | None:
     if ratio is None or low is None or high is None:
         return None
     # The baseline against itself has no interval to show.
-    return Cell(times(ratio), times_bounds(ratio, low, high) if low < high else "", ratio)
+    details = (times_bounds(ratio, low, high),) if low < high else ()
+    return Cell(times(ratio), details, ratio)
 
 
 def _plain(write: Callable[[float], str], field: str) -> Callable[[Variant], Cell | None]:
@@ -106,17 +103,27 @@ def _plain(write: Callable[[float], str], field: str) -> Callable[[Variant], Cel
 
 def _nonzero(variant: Variant) -> Cell:
     share = variant.nonzero_parameters / variant.parameters if variant.parameters else 0.0
-    return Cell(percent(share), f"of {count(variant.parameters)}", variant.nonzero_parameters)
+    return Cell(percent(share), (f"of {count(variant.parameters)}",), variant.nonzero_parameters)
 
 
 COLUMNS = (
     Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
     Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
-    Column("Non-zero", "Share of the parameters that are not zero", _nonzero),
     Column(
         "Accuracy",
         "Share of the test samples classed right, with its Wilson 95 % interval",
         _accuracy,
+    ),
+    Column(
+        "Δ baseline",
+        "Percentage points against the baseline, with its 95 % interval and exact McNemar p-value",
+        _against_baseline,
+    ),
+    Column("Median time", "Latency of one sample: median with its 95 % interval", _median),
+    Column(
+        "Speed-up",
+        "Median time of the baseline over that of the variant, with its 95 % interval",
+        _speedup,
     ),
     Column(
         "Δ parent",
@@ -124,23 +131,13 @@ COLUMNS = (
         _against_parent,
     ),
     Column(
-        "Δ baseline",
-        "Percentage points against the baseline, with its 95 % interval and exact McNemar p-value",
-        _against_baseline,
-    ),
-    Column(
         "Agreement",
         "Share of the test samples classed as the baseline does, right or wrong",
         _plain(percent, "baseline_agreement"),
     ),
-    Column("Median time", "Latency of one sample: median with its 95 % interval", _median),
+    Column("Non-zero", "Share of the parameters that are not zero", _nonzero),
     Column("p90", "Latency of one sample: 90th percentile", _plain(duration, "p90_ms")),
     Column("p99", "Latency of one sample: 99th percentile", _plain(duration, "p99_ms")),
-    Column(
-        "Speed-up",
-        "Median time of the baseline over that of the variant, with its 95 % interval",
-        _speedup,
-    ),
     Column("Samples/s", "Throughput in batches", _plain(count, "throughput_per_s")),
     Column("Load", "Time to open the model in a new process", _plain(duration, "load_ms")),
     Column(

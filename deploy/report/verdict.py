@@ -18,7 +18,7 @@ _POINTS_TO_SPARE = 1.0
 RULE = (
     "The verdict names the smallest gzipped variant among those whose accuracy is not detectably "
     "more than 1 point below the baseline's and, where any such is left, that are not "
-    "detectably slower than the baseline. Detectably: the 95 % interval lies wholly beyond."
+    "detectably slower than the baseline. Detectably: the 95\u202f% interval lies wholly beyond."
 )
 """How ``best_variant`` chooses, for the reader of a report."""
 
