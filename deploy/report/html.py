@@ -1,0 +1,199 @@
+"""``report.html``: one file that asks nothing of any network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import needs_extra
+from deploy.record import LayerFacts
+from deploy.report import plots, quantities
+from deploy.report.results import Results, Variant
+from deploy.report.summary import environment_facts, method, step_words
+from deploy.report.table import columns_of
+from deploy.report.verdict import RULE, best_variant, is_detectable
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One figure: its markup for a wide and for a narrow page."""
+
+    title: str
+    wide: str
+    narrow: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One of the numbers at the top."""
+
+    label: str
+    value: str
+    detail: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A variant in the tree."""
+
+    variant: Variant
+    step: str
+    children: tuple[_Node, ...]
+
+
+def to_html(results: Results) -> str:
+    """Return ``report.html``, the same bytes for the same results.
+
+    Raises:
+        MissingExtraError: if the extra ``report`` is not installed.
+    """
+    with needs_extra("report"):
+        import jinja2
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        {
+            name: getattr(quantities, name)
+            for name in ("accuracy", "count", "file_size", "percent", "points")
+        }
+    )
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        best=best_variant(results),
+        keys=_keys(results),
+        figures=_figures(results),
+        curves=_curves(results),
+        tree=_tree(results),
+        columns=columns_of(results),
+        layers=_layer_names(results),
+        layer_of=_layer_of(results),
+        notes=_notes(results),
+        facts=environment_facts(results),
+        method=method(results),
+        rule=RULE,
+        style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        # The page runs this one script; a script that came in with a name does not run.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _keys(results: Results) -> list[_Key]:
+    """Return size, time and accuracy of the best variant beside the baseline's."""
+    best, baseline = best_variant(results), results.baseline
+    if best is None:
+        return []
+    keys = [
+        _Key(
+            "Size, gzipped",
+            quantities.times(baseline.gzip_bytes / best.gzip_bytes),
+            "",
+            _change(quantities.file_size, baseline.gzip_bytes, best.gzip_bytes),
+        ),
+        _Key(
+            "Size of the file",
+            quantities.times(baseline.size_bytes / best.size_bytes),
+            "",
+            _change(quantities.file_size, baseline.size_bytes, best.size_bytes),
+        ),
+    ]
+    if best.p50_ms and baseline.p50_ms and best.speedup and best.speedup_low and best.speedup_high:
+        keys.append(
+            _Key(
+                "Speed",
+                quantities.times(best.speedup),
+                quantities.times_bounds(best.speedup, best.speedup_low, best.speedup_high),
+                _change(quantities.duration, baseline.p50_ms, best.p50_ms),
+            )
+        )
+    delta, low, high = (
+        best.baseline_delta_points,
+        best.baseline_delta_low,
+        best.baseline_delta_high,
+    )
+    if delta is not None and low is not None and high is not None:
+        told = "" if is_detectable(best.baseline_mcnemar_p) else "; no detectable difference"
+        keys.append(
+            _Key(
+                "Accuracy, points",
+                quantities.points(delta),
+                quantities.points_bounds(low, high),
+                _change(quantities.accuracy, baseline.accuracy, best.accuracy) + told,
+            )
+        )
+    return keys
+
+
+def _change(write: Any, before: float, after: float) -> str:
+    return f"{write(before)} → {write(after)}"
+
+
+def _figures(results: Results) -> list[_Figure]:
+    draw = [("Accuracy against file size", plots.accuracy_against_size)]
+    if all(variant.p50_ms is not None for variant in results.variants):
+        draw.append(("Accuracy against time", plots.accuracy_against_time))
+    return [
+        _Figure(title, _safe(f(results, "wide")), _safe(f(results, "narrow"))) for title, f in draw
+    ]
+
+
+def _curves(results: Results) -> list[tuple[str, int, str]]:
+    """Return name, kept epoch and figure of every variant that was trained."""
+    trained = [(name, training) for name, training in results.history.items() if training.epochs]
+    return [
+        (name, training.kept_epoch, _safe(plots.training_curve(name, training, index=index)))
+        for index, (name, training) in enumerate(trained)
+    ]
+
+
+def _safe(svg: str) -> Any:
+    """Mark as markup what an XML writer wrote, every text in it escaped."""
+    from markupsafe import Markup
+
+    return Markup(svg)  # noqa: S704  (see above)
+
+
+def _tree(results: Results) -> _Node:
+    def node(variant: Variant) -> _Node:
+        children = [child for child in results.variants if child.parent == variant.name]
+        return _Node(variant, step_words(variant), tuple(node(child) for child in children))
+
+    return node(results.baseline)
+
+
+def _layer_names(results: Results) -> list[LayerFacts]:
+    """Return one layer of each name, in the order of the first variant that has it."""
+    layers: dict[str, LayerFacts] = {}
+    for variant in results.variants:
+        for layer in variant.layers:
+            layers.setdefault(layer.name, layer)
+    return list(layers.values())
+
+
+def _layer_of(results: Results) -> dict[tuple[str, str], LayerFacts]:
+    return {
+        (variant.name, layer.name): layer
+        for variant in results.variants
+        for layer in variant.layers
+    }
+
+
+def _notes(results: Results) -> dict[str, int]:
+    """Number the notes on layers, equal ones once."""
+    texts: Sequence[str] = [
+        layer.note for variant in results.variants for layer in variant.layers if layer.note
+    ]
+    return {text: number for number, text in enumerate(dict.fromkeys(texts), start=1)}

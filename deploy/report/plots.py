@@ -1,0 +1,460 @@
+"""The figures of a report, as SVG to be set into its HTML.
+
+Every figure comes in two layouts, since text that is scaled down with its figure cannot be read.
+Colours are CSS variables of the page, fonts are the page's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
+
+from deploy.errors import needs_extra
+from deploy.report.labels import Box, place_labels
+from deploy.report.quantities import (
+    accuracy,
+    accuracy_bounds,
+    duration,
+    duration_bounds,
+    file_size,
+)
+from deploy.report.results import Results, Training, Variant
+from deploy.report.verdict import best_variant
+
+Layout = Literal["wide", "narrow"]
+_SIZES: dict[Layout, tuple[int, int]] = {"wide": (540, 380), "narrow": (356, 340)}
+_CURVE_SIZE = (356, 230)
+_TEXT = 12.0  # px, as large as the page's small print
+_LABEL = 12.5
+_WIDTH_PER_CHARACTER = 0.56 * _LABEL  # of common sans-serif faces, on the generous side
+
+# Stand-ins that no figure uses otherwise, put in place of by the page's own colours.
+_INK, _MUTED, _GRID, _ACCENT, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+_COLOURS = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--line)",
+    _ACCENT: "var(--accent)",
+    _PAPER: "var(--paper)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axis:
+    """What accuracy is drawn against."""
+
+    key: str
+    title: str
+    caption: str
+    value: Callable[[Variant], float]
+    bounds: Callable[[Variant], tuple[float, float]]
+    write: Callable[[float], str]
+
+
+_SIZE = _Axis(
+    key="size",
+    title="Accuracy against file size",
+    caption="← smaller · file size",
+    value=lambda variant: variant.size_bytes,
+    bounds=lambda variant: (variant.size_bytes, variant.size_bytes),
+    write=file_size,
+)
+_TIME = _Axis(
+    key="time",
+    title="Accuracy against time",
+    caption="← faster · median time of one sample",
+    value=lambda variant: variant.p50_ms or 0.0,
+    bounds=lambda variant: (variant.p50_low_ms or 0.0, variant.p50_high_ms or 0.0),
+    write=duration,
+)
+
+
+def accuracy_against_size(results: Results, layout: Layout) -> str:
+    """Draw every variant by file size and accuracy; a diamond marks the size when gzipped."""
+    return _tradeoff(results, _SIZE, layout)
+
+
+def accuracy_against_time(results: Results, layout: Layout) -> str:
+    """Draw every variant by median time and accuracy.
+
+    Raises:
+        ValueError: if not every variant was timed.
+    """
+    if any(variant.p50_ms is None for variant in results.variants):
+        raise ValueError("not every variant was timed")
+    return _tradeoff(results, _TIME, layout)
+
+
+def training_curve(name: str, training: Training, *, index: int) -> str:
+    """Draw accuracy, or loss where no accuracy was kept, of training and validation by epoch.
+
+    Args:
+        name: the variant that was trained.
+        training: its epochs.
+        index: a number of its own among the curves of a page.
+    """
+    metric = "accuracy" if any("accuracy" in e for e in training.epochs) else "loss"
+    unit = 100 if metric == "accuracy" else 1
+    count = len(training.epochs)
+    with _plain_matplotlib():
+        from matplotlib.ticker import MaxNLocator
+
+        figure, axes = _axes(_CURVE_SIZE)
+        for key, colour in ((metric, _MUTED), (f"val_{metric}", _ACCENT)):
+            values = [epoch.get(key) for epoch in training.epochs]
+            heights = [math.nan if value is None else value * unit for value in values]
+            axes.plot(
+                range(1, count + 1), heights, color=colour, linewidth=1.8, marker="o", markersize=4
+            )
+        axes.axvline(training.kept_epoch, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.set_xlim(0.6, count + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        _name_axes(axes, "epoch", "accuracy, %" if metric == "accuracy" else "loss")
+        return _svg(
+            figure,
+            prefix=f"curve{index}",
+            title=f"Training of {name}",
+            description=f"{metric} of {count} epochs; the weights of epoch {training.kept_epoch} "
+            "were kept.",
+            tooltips={},
+        )
+
+
+def _tradeoff(results: Results, axis: _Axis, layout: Layout) -> str:
+    variants, best = results.variants, best_variant(results)
+    with _plain_matplotlib():
+        figure, axes = _axes(_SIZES[layout])
+        _scale(axes, variants, axis)
+        _draw_front(axes, variants, axis)
+        for index, variant in enumerate(variants):
+            _draw_point(axes, variant, axis, index=index, is_best=variant is best)
+        _name_axes(axes, axis.caption, "accuracy, %")
+        _draw_labels(axes, variants, axis, best)
+        return _svg(
+            figure,
+            prefix=f"{axis.key}-{layout}",
+            title=axis.title,
+            description="; ".join(f"{v.name}: {_tooltip(v)}" for v in variants),
+            tooltips={f"point{i}": f"{v.name}: {_tooltip(v)}" for i, v in enumerate(variants)},
+        )
+
+
+@contextlib.contextmanager
+def _plain_matplotlib() -> Iterator[None]:
+    """Draw as matplotlib comes, whatever the user's matplotlibrc says, and the same every time."""
+    with needs_extra("report"):
+        import matplotlib as mpl
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams["svg.fonttype"] = "none"
+        mpl.rcParams["svg.hashsalt"] = "lightship"
+        yield
+
+
+def _axes(size: tuple[int, int]) -> tuple[Any, Any]:
+    """Return a matplotlib figure of that many pixels and its axes, horizontal grid alone."""
+    from matplotlib.figure import Figure
+
+    width, height = size
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    left, right, bottom, top = 46, 12, 46, 30
+    axes = figure.add_axes(
+        (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    )
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=_GRID, linewidth=1)
+    axes.tick_params(length=0, labelsize=_TEXT, labelcolor=_MUTED, pad=6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(_MUTED)
+        spine.set_linewidth(1)
+    return figure, axes
+
+
+def _name_axes(axes: Any, x: str, y: str) -> None:
+    """Write what the axes are: x below, y above its end, where it needs no turned head."""
+    axes.set_xlabel(x, color=_MUTED, fontsize=_TEXT, labelpad=8)
+    axes.annotate(
+        y,
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(-36, 12),
+        textcoords="offset points",
+        color=_MUTED,
+        fontsize=_TEXT,
+    )
+
+
+def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
+    """Set the limits and ticks: sizes by ratio, times from zero unless they differ too much."""
+    from matplotlib.ticker import MaxNLocator
+
+    lows, highs = zip(*(axis.bounds(variant) for variant in variants), strict=True)
+    if axis is _SIZE:
+        lows = [variant.gzip_bytes for variant in variants]
+    low, high = min(*lows, *highs), max(*lows, *highs)
+    if axis is _SIZE or high > 12 * low:
+        axes.set_xscale("log")
+        span = max(high / low, 2.0)
+        low, high = low / span**0.08, high * span**0.2  # names stand to the right of their points
+        ticks = _ticks_by_ratio(low, high)
+    else:
+        low, high = 0.0, high * 1.18
+        ticks = [tick for tick in MaxNLocator(5).tick_values(0, high) if tick <= high]
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, [_short(axis.write(tick)) if tick else "0" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    bottom = 100 * min(variant.accuracy_low for variant in variants)
+    top = 100 * max(variant.accuracy_high for variant in variants)
+    room = 0.06 * (top - bottom) or 0.5
+    axes.set_ylim(bottom - room, top + room)
+    axes.yaxis.get_major_locator().set_params(nbins=5)
+
+
+def _short(number: str) -> str:
+    """Return a written number without zeros at the end of its decimals.
+
+    >>> _short("2.50 ms"), _short("1.00 MB"), _short("200 kB")
+    ('2.5 ms', '1 MB', '200 kB')
+    """
+    return re.sub(r"\.?0+(?=\D*$)", "", number) if "." in number else number
+
+
+def _ticks_by_ratio(low: float, high: float) -> list[float]:
+    """Return round numbers between two ends: of 1, 2, 5 times powers of ten, six at most.
+
+    >>> _ticks_by_ratio(120_000, 2_100_000)
+    [200000.0, 500000.0, 1000000.0, 2000000.0]
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
+        ticks = [
+            step * 10.0**power
+            for power in powers
+            for step in steps
+            if low <= step * 10**power <= high
+        ]
+        if len(ticks) <= 6:
+            break
+    return ticks
+
+
+def _draw_front(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
+    """Draw the best accuracy that can be had at each size or time, or less."""
+    xs, ys = [], []
+    best = 0.0
+    for variant in sorted(variants, key=lambda v: (axis.value(v), -v.accuracy)):
+        if variant.accuracy > best:
+            best = variant.accuracy
+            xs.append(axis.value(variant))
+            ys.append(100 * best)
+    xs.append(axes.get_xlim()[1])
+    ys.append(100 * best)
+    axes.plot(xs, ys, drawstyle="steps-post", color=_ACCENT, linewidth=5, alpha=0.16, zorder=1)
+
+
+def _draw_point(axes: Any, variant: Variant, axis: _Axis, *, index: int, is_best: bool) -> None:
+    """Draw one variant: its intervals, its gzipped size where sizes are drawn, its mark."""
+    x, y = axis.value(variant), 100 * variant.accuracy
+    colour = _ACCENT if variant.pareto else _MUTED
+    thin = {"color": colour, "linewidth": 1.3, "alpha": 0.6, "markersize": 7, "zorder": 2}
+    axes.plot([x, x], [100 * variant.accuracy_low, 100 * variant.accuracy_high], **thin)
+    axes.plot([x, x], [100 * variant.accuracy_low, 100 * variant.accuracy_high], "_", **thin)
+    axes.plot(axis.bounds(variant), [y, y], **thin)
+    if axis is _SIZE:
+        axes.plot(
+            [variant.gzip_bytes, x],
+            [y, y],
+            color=colour,
+            linewidth=1,
+            linestyle=(0, (1, 3)),
+            zorder=2,
+        )
+        axes.plot(
+            [variant.gzip_bytes],
+            [y],
+            marker="D",
+            markersize=5,
+            color=_PAPER,
+            markeredgecolor=colour,
+            markeredgewidth=1.3,
+            zorder=3,
+        )
+    axes.plot(
+        [x],
+        [y],
+        marker="o",
+        markersize=12 if is_best else 9,
+        color=colour if variant.pareto else _PAPER,
+        markeredgecolor=_INK if is_best else colour,
+        markeredgewidth=2 if is_best else 1.6,
+        zorder=4,
+        gid=f"point{index}",
+    )
+
+
+def _draw_labels(axes: Any, variants: Sequence[Variant], axis: _Axis, best: Variant | None) -> None:
+    """Name the points, the best first; a name without room is left to the tooltip and the table."""
+
+    def at(x: float, accuracy_: float) -> tuple[float, float]:
+        pixel = axes.transData.transform((x, 100 * accuracy_))
+        return float(pixel[0]), float(pixel[1])
+
+    def around(x: float, y: float, half: float) -> Box:
+        return Box(x - half, y - half, x + half, y + half)
+
+    ordered = sorted(variants, key=lambda v: (v is not best, not v.pareto))
+    points = [at(axis.value(variant), variant.accuracy) for variant in ordered]
+    marks, lines = [around(x, y, 6) for x, y in points], []
+    for variant, (x, y) in zip(ordered, points, strict=True):
+        low, high = axis.bounds(variant)
+        (left, bottom), (right, top) = (
+            at(low, variant.accuracy_low),
+            at(high, variant.accuracy_high),
+        )
+        lines += [Box(left, y - 1, right, y + 1), Box(x - 1, bottom, x + 1, top)]
+        if axis is _SIZE:
+            gzipped, _ = at(variant.gzip_bytes, variant.accuracy)
+            marks.append(around(gzipped, y, 4))
+            lines.append(Box(gzipped, y - 1, x, y + 1))
+    names = [_shown(variant.name) for variant in ordered]
+    frame = axes.bbox
+    boxes = place_labels(
+        points,
+        [(len(name) * _WIDTH_PER_CHARACTER + 4, 1.25 * _LABEL) for name in names],
+        marks=marks,
+        lines=lines,
+        frame=Box(frame.x0, frame.y0, frame.x1 + 10, frame.y1 + 10),
+    )
+    for variant, name, (x, y), box in zip(ordered, names, points, boxes, strict=True):
+        if box is None:
+            continue
+        if max(box.left - x, x - box.right, box.bottom - y, y - box.top) > 12:
+            _lead(axes, (x, y), box)
+        side = "left" if box.left > x else "right" if box.right < x else "center"
+        edge = {"left": box.left + 2, "right": box.right - 2, "center": (box.left + box.right) / 2}
+        axes.text(
+            edge[side],
+            (box.bottom + box.top) / 2,
+            name,
+            transform=None,
+            ha=side,
+            va="center",
+            fontsize=_LABEL,
+            fontweight="bold" if variant is best else "normal",
+            color=_INK if variant.pareto else _MUTED,
+            parse_math=False,
+            zorder=5,
+        )
+
+
+def _lead(axes: Any, point: tuple[float, float], box: Box) -> None:
+    """Draw a thin line from a point to the nearest spot of its label."""
+    x, y = point
+    end = (min(max(x, box.left), box.right), min(max(y, box.bottom), box.top))
+    axes.annotate(
+        "",
+        point,
+        xycoords="figure pixels",
+        xytext=end,
+        textcoords="figure pixels",
+        arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.8},
+        zorder=1,
+    )
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _tooltip(variant: Variant) -> str:
+    """Say in one line what a point stands for."""
+    bounds = accuracy_bounds(variant.accuracy_low, variant.accuracy_high)
+    facts = [
+        f"accuracy {accuracy(variant.accuracy)} {bounds}",
+        f"{file_size(variant.size_bytes)}, {file_size(variant.gzip_bytes)} gzipped",
+    ]
+    p50, low, high = variant.p50_ms, variant.p50_low_ms, variant.p50_high_ms
+    if p50 is not None and low is not None and high is not None:
+        facts.append(f"median {duration(p50)} {duration_bounds(p50, low, high)}")
+    if variant.pareto:
+        facts.append("on the Pareto front")
+    return ", ".join(facts)
+
+
+def _svg(
+    figure: Any, *, prefix: str, title: str, description: str, tooltips: dict[str, str]
+) -> str:
+    """Return a figure as SVG for the inside of an HTML page.
+
+    Args:
+        figure: a matplotlib figure.
+        prefix: put before every id, so that figures of one page do not share any.
+        title: read out as the figure's name.
+        description: read out after it.
+        tooltips: text by the ``gid`` of the artist it is shown on.
+    """
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    root = ET.fromstring(text.getvalue())  # noqa: S314  (matplotlib wrote it a line ago)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for name in list(element.attrib):
+            value = element.attrib.pop(name)
+            element.set(name.rpartition("}")[2], _rewritten(name, value, prefix))
+    for child in list(root):
+        # The one says who drew it, the other styles every element of the page.
+        if child.tag == "metadata" or child.find("style") is not None:
+            root.remove(child)
+    for identifier, tooltip in tooltips.items():
+        group = root.find(f".//g[@id='{prefix}-{identifier}']")
+        if group is not None:
+            group.set("class", "point")
+            _first(group, "title", tooltip)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib.update(
+        {"role": "img", "aria-labelledby": f"{prefix}-title {prefix}-text", "class": "plot"}
+    )
+    _first(root, "desc", description).set("id", f"{prefix}-text")
+    _first(root, "title", title).set("id", f"{prefix}-title")
+    return ET.tostring(root, encoding="unicode")
+
+
+def _first(parent: ET.Element, tag: str, text: str) -> ET.Element:
+    element = ET.Element(tag)
+    element.text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    parent.insert(0, element)
+    return element
+
+
+def _rewritten(name: str, value: str, prefix: str) -> str:
+    """Return an attribute's value with ids of its own, the page's font and the page's colours."""
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name.endswith("href"):
+        return value.replace("#", f"#{prefix}-", 1)
+    if name == "clip-path":
+        return value.replace("url(#", f"url(#{prefix}-")
+    if name != "style":
+        return value
+    for stand_in, colour in _COLOURS.items():
+        value = value.replace(stand_in, colour)
+    # Families are quoted and hold commas, never a semicolon.
+    value = re.sub(r"font-family:[^;]*;?", "", value)
+    return re.sub(r"font:([^;]*?)([\d.]+px)[^;]*", _longhand, value)
+
+
+def _longhand(font: re.Match[str]) -> str:
+    """Return weight and size of a ``font`` shorthand, which older matplotlibs write."""
+    weight = re.search(r"bold|\d{3}", font.group(1))
+    return f"font-size: {font.group(2)}" + (f"; font-weight: {weight.group()}" if weight else "")

@@ -1,0 +1,183 @@
+"""``results.json``: what a run found, as one value, and how it is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from deploy.errors import UserError
+from deploy.record import Environment, LayerFacts, Record
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Variant(Record):
+    """One model of the run and everything that was found out about it.
+
+    Intervals are 95 % intervals. ``delta_*``, ``mcnemar_p`` and ``agreement`` compare with the
+    variant named in ``from``, the same names with ``baseline_`` in front with the first variant;
+    both are null for the first variant. Latencies are null where nothing was timed.
+    """
+
+    name: str
+    parent: str | None = msgspec.field(name="from")
+    """The variant this one was made from; ``from`` in the file."""
+    step: dict[str, Any]
+    """The step that made it, as data; ``kind`` names it."""
+    seed: int
+    format: Literal["keras", "onnx"]
+    path: str
+    """Where the model file lies, relative to the folder of ``results.json``."""
+    sha256: str
+    size_bytes: Count
+    gzip_bytes: Count
+    parameters: Count
+    nonzero_parameters: Count
+    accuracy: Fraction
+    accuracy_low: Fraction
+    accuracy_high: Fraction
+    delta_points: float | None
+    delta_low: float | None
+    delta_high: float | None
+    mcnemar_p: Fraction | None
+    agreement: Fraction | None
+    baseline_delta_points: float | None
+    baseline_delta_low: float | None
+    baseline_delta_high: float | None
+    baseline_mcnemar_p: Fraction | None
+    baseline_agreement: Fraction | None
+    p50_ms: Positive | None
+    p50_low_ms: Positive | None
+    p50_high_ms: Positive | None
+    p90_ms: Positive | None
+    p99_ms: Positive | None
+    speedup: Positive | None
+    """p50 of the first variant over p50 of this one."""
+    speedup_low: Positive | None
+    speedup_high: Positive | None
+    throughput_per_s: Positive | None
+    load_ms: Positive | None
+    peak_rss_bytes: Count | None
+    pareto: bool
+    """On the front of accuracy, size, gzipped size and median time: see ``pareto_front``."""
+    layers: tuple[LayerFacts, ...]
+
+
+class Data(Record):
+    """What the networks learned, and how many samples each part had."""
+
+    name: str
+    licence: str
+    classes: Count
+    sample_shape: tuple[int, ...]
+    """Shape of one preprocessed sample, as the network receives it."""
+    test_samples: Count
+    """The samples that every accuracy here was measured on."""
+    train_samples: Count | None = None
+    validation_samples: Count | None = None
+    calibration_samples: Count | None = None
+    """Part of the training samples."""
+
+
+class Session(Record):
+    """How every model was opened; how it was timed, unless nothing was."""
+
+    threads: Count
+    disabled_optimizers: tuple[str, ...]
+    processes: Count | None
+    sessions_per_process: Count | None
+    batch: Count | None
+    """Samples a call when throughput was measured."""
+
+
+class Reproduce(Record):
+    """What to type, and the whole experiment as text, to get these results again."""
+
+    command: str
+    recipe: str
+    """The resolved recipe, every default written out."""
+
+
+class Training(Record):
+    """How one variant was trained, epoch by epoch."""
+
+    epochs: tuple[dict[str, float | None], ...]
+    """Metrics by name; null where a metric was not finite."""
+    kept_epoch: Annotated[int, Meta(ge=1)]
+    """The epoch whose weights were kept, counted from 1."""
+
+
+class Results(Record):
+    """The whole of ``results.json``; the first variant is the baseline."""
+
+    schema: Literal[1]
+    name: str
+    title: str
+    description: str
+    lightship: str
+    """Version of lightship that wrote this."""
+    created: str
+    """ISO 8601 time."""
+    verdict: str
+    data: Data
+    environment: Environment
+    session: Session
+    variants: Annotated[tuple[Variant, ...], Meta(min_length=1)]
+    history: dict[str, Training]
+    """By variant; empty where nothing was trained."""
+    warnings: tuple[str, ...]
+    reproduce: Reproduce
+
+    @property
+    def baseline(self) -> Variant:
+        """The first variant, with which every other is compared."""
+        return self.variants[0]
+
+    @property
+    def timed(self) -> bool:
+        """Whether the variants were timed."""
+        return self.baseline.p50_ms is not None
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def read_results(path: Path) -> Results:
+    """Read a ``results.json``.
+
+    Raises:
+        UserError: if the file is missing, is no JSON, or is not what ``Results`` says.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the results.json of a run"
+        ) from error
+    try:
+        version = msgspec.json.decode(text, type=_Version).schema
+        if version != 1:
+            raise UserError(
+                f"{path}: schema must be 1, got {version}; "
+                "read it with the version of lightship that wrote it"
+            )
+        return msgspec.json.decode(text, type=Results)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: not a results.json: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); give the results.json of a run") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of ``results.json``, as kept in ``docs/results.schema.json``."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "lightship results.json",
+        **msgspec.json.schema(Results),
+    }

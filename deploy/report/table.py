@@ -1,0 +1,171 @@
+"""The columns of the table of variants: a new column of the report goes here.
+
+``results.csv`` needs no entry: it has every plain field of ``Variant``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from deploy.report.quantities import (
+    accuracy,
+    accuracy_bounds,
+    count,
+    duration,
+    duration_bounds,
+    file_size,
+    p_value,
+    percent,
+    points,
+    points_bounds,
+    times,
+    times_bounds,
+)
+from deploy.report.results import Results, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One entry: what is read, what is read on a second look, and what it is sorted by."""
+
+    text: str
+    details: tuple[str, ...] = ()
+    order: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; ``cell`` gives None where a variant has nothing to show."""
+
+    title: str
+    meaning: str
+    cell: Callable[[Variant], Cell | None]
+
+
+def _accuracy(variant: Variant) -> Cell:
+    bounds = accuracy_bounds(variant.accuracy_low, variant.accuracy_high)
+    return Cell(accuracy(variant.accuracy), (bounds,), variant.accuracy)
+
+
+def _against_parent(variant: Variant) -> Cell | None:
+    return _difference(
+        variant.delta_points, variant.delta_low, variant.delta_high, variant.mcnemar_p
+    )
+
+
+def _against_baseline(variant: Variant) -> Cell | None:
+    return _difference(
+        variant.baseline_delta_points,
+        variant.baseline_delta_low,
+        variant.baseline_delta_high,
+        variant.baseline_mcnemar_p,
+    )
+
+
+def _difference(
+    delta: float | None, low: float | None, high: float | None, p: float | None
+) -> Cell | None:
+    if delta is None or low is None or high is None or p is None:
+        return None
+    return Cell(points(delta), (points_bounds(low, high), p_value(p)), delta)
+
+
+def _median(variant: Variant) -> Cell | None:
+    p50, low, high = variant.p50_ms, variant.p50_low_ms, variant.p50_high_ms
+    if p50 is None or low is None or high is None:
+        return None
+    return Cell(duration(p50), (duration_bounds(p50, low, high),), p50)
+
+
+def _speedup(variant: Variant) -> Cell | None:
+    ratio, low, high = variant.speedup, variant.speedup_low, variant.speedup_high
+    if ratio is None or low is None or high is None:
+        return None
+    # The baseline against itself has no interval to show.
+    details = (times_bounds(ratio, low, high),) if low < high else ()
+    return Cell(times(ratio), details, ratio)
+
+
+def _plain(write: Callable[[float], str], field: str) -> Callable[[Variant], Cell | None]:
+    """Return the column of one number without an interval."""
+
+    def cell(variant: Variant) -> Cell | None:
+        value: float | None = getattr(variant, field)
+        return None if value is None else Cell(write(value), order=value)
+
+    return cell
+
+
+def _nonzero(variant: Variant) -> Cell:
+    share = variant.nonzero_parameters / variant.parameters if variant.parameters else 0.0
+    return Cell(percent(share), (f"of {count(variant.parameters)}",), variant.nonzero_parameters)
+
+
+COLUMNS = (
+    Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
+    Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
+    Column(
+        "Accuracy",
+        "Share of the test samples classed right, with its Wilson 95 % interval",
+        _accuracy,
+    ),
+    Column(
+        "Δ baseline",
+        "Percentage points against the baseline, with its 95 % interval and exact McNemar p-value",
+        _against_baseline,
+    ),
+    Column("Median time", "Latency of one sample: median with its 95 % interval", _median),
+    Column(
+        "Speed-up",
+        "Median time of the baseline over that of the variant, with its 95 % interval",
+        _speedup,
+    ),
+    Column(
+        "Δ parent",
+        "Percentage points against the variant it was made from, with its 95 % interval and exact McNemar p-value",
+        _against_parent,
+    ),
+    Column(
+        "Agreement",
+        "Share of the test samples classed as the baseline does, right or wrong",
+        _plain(percent, "baseline_agreement"),
+    ),
+    Column("Non-zero", "Share of the parameters that are not zero", _nonzero),
+    Column("p90", "Latency of one sample: 90th percentile", _plain(duration, "p90_ms")),
+    Column("p99", "Latency of one sample: 99th percentile", _plain(duration, "p99_ms")),
+    Column("Samples/s", "Throughput in batches", _plain(count, "throughput_per_s")),
+    Column("Load", "Time to open the model in a new process", _plain(duration, "load_ms")),
+    Column(
+        "Memory",
+        "Peak resident memory of a process that opened and ran it",
+        _plain(file_size, "peak_rss_bytes"),
+    ),
+)
+
+
+def columns_of(results: Results) -> Sequence[Column]:
+    """Return the columns in which at least one variant has something to show."""
+    return [c for c in COLUMNS if any(c.cell(variant) for variant in results.variants)]
+
+
+def to_csv(results: Results) -> str:
+    """Return ``results.csv``: one line a variant, one column a plain field, numbers in full.
+
+    ``step`` is its kind alone; ``layers`` are left to ``results.json``.
+    """
+    rows = []
+    for variant in results.variants:
+        row = msgspec.to_builtins(variant)
+        del row["layers"]
+        row["step"] = variant.step.get("kind", "")
+        rows.append(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
