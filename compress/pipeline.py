@@ -31,10 +31,10 @@ from compress.data.task import Task
 from compress.export.proven import export
 from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
 from compress.networks.python_function import module_file
+from compress.quantize.post_training import OnnxStep
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,
-    OnnxStep,
     Step,
     epochs_of,
     keras_step,

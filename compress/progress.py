@@ -111,7 +111,7 @@ def print_table(results: Results) -> None:
         from rich.console import Console
         from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=results.title)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=results.title)
     table.add_column("variant", no_wrap=True)
     for heading in ("kB", "gzip kB", "accuracy", "Δ points", "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
