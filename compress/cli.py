@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import deploy.cli
+from compress.quiet import quiet_tensorflow
 from deploy.cli import FILE, FOLDER, Commands, json_option, print_json
 
 # Everything but click is imported inside the commands: --help answers at once.
@@ -328,16 +328,15 @@ for _command in deploy.cli.cli.commands.values():
 
 def main() -> None:
     """Run the command line; the entry point of ``lightship``."""
-    # TensorFlow's own chatter would drown ours; set before anything imports it.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     cli(prog_name="lightship")
 
 
 def _resolved(name: str, *, seed: int | None, threads: int | None) -> Recipe:
     """Return a recipe with the command line's seed and threads in place of its own."""
+    with needs_extra("compress"):
+        from compress.recipe import load_recipe
     import msgspec
-
-    from compress.recipe import load_recipe
 
     recipe = load_recipe(name)
     if threads is not None:
@@ -404,9 +403,10 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
         options: what ``data_options`` gave.
         like: a model whose preprocessing is to be kept; None for the data's default.
     """
-    from compress.artifacts import preprocess_of
-    from compress.data.sources import Data
-    from compress.data.splits import load_task
+    with needs_extra("compress"):
+        from compress.artifacts import preprocess_of
+        from compress.data.sources import Data
+        from compress.data.splits import load_task
 
     names = ("source", "label_column", "train_samples")
     given = {name: options[name] for name in names if options[name] is not None}

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from deploy.report.build import Finished, build_results
-from deploy.report.results import Data, Reproduce, Results, Training
 
 from compress.artifacts import (
     describe,
@@ -49,6 +47,8 @@ from deploy.evaluate import compare, evaluate, predict_classes
 from deploy.machine import this_environment, this_target
 from deploy.record import Comparison, Measurement, sha256_of
 from deploy.report import write_report
+from deploy.report.build import Finished, build_results
+from deploy.report.results import Data, Reproduce, Results, Training
 from deploy.session import ModelMetadata, open_model
 
 PARITY_SAMPLES = 256

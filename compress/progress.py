@@ -6,11 +6,11 @@ import time
 from types import TracebackType
 from typing import Any
 
-from deploy.report.results import Results
 from typing_extensions import Self
 
 from compress.train.fit import EpochEnd
 from deploy.errors import needs_extra
+from deploy.report.results import Results
 
 
 class ConsoleWatcher:

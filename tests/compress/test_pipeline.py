@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 import msgspec
 import numpy as np
 import pytest
-from deploy.report.results import read_results
 
 from compress import pipeline
 from compress.recipe import parse_recipe
@@ -15,6 +14,7 @@ from compress.store import Store
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
 from deploy.record import sha256_of
+from deploy.report.results import read_results
 from deploy.session import open_model
 
 RECIPE = """
