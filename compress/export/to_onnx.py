@@ -39,9 +39,8 @@ def to_onnx(model: Any, *, opset: int = 17) -> Any:
         import onnx
     proto = _convert(model, opset)
     _refuse_unknown_operators(model, proto)
-    proto.graph.name = (
-        "lightship"  # Keras numbers the names of models, which would change the bytes
-    )
+    # Keras numbers the names of models; a fixed one keeps the bytes of equal models equal.
+    proto.graph.name = "lightship"
     proto = named_after_layers(tidy(proto), _scopes(model))
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)

@@ -68,7 +68,7 @@ def calibrate(
         "minmax": (CalibrationMethod.MinMax, {}),
         # With the default of 128 bins the search has a single candidate: the whole range.
         "entropy": (CalibrationMethod.Entropy, {"num_bins": 512, "num_quantized_bins": 128}),
-        # The default is symmetric, which would spend half the steps on negatives after a ReLU.
+        # The default is symmetric: one negative outlier would take half the steps.
         "percentile": (
             CalibrationMethod.Percentile,
             {"num_bins": 2048, "percentile": percentile, "symmetric": False},

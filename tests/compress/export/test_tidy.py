@@ -116,6 +116,23 @@ def test_a_transpose_that_others_read_stays_for_them():
     np.testing.assert_array_equal(run(tidied, sample()), run(model, sample()))
 
 
+def test_transposes_stay_where_something_else_reads_between_them():
+    model = model_of(
+        [
+            transpose("x", "a", TO_NCHW),
+            helper.make_node("Relu", ["a"], ["r"]),
+            transpose("r", "b", TO_NHWC),
+            helper.make_node("ReduceMax", ["r"], ["m"], axes=[1], keepdims=0),
+            helper.make_node("Unsqueeze", ["m", "last"], ["u"]),
+            helper.make_node("Add", ["b", "u"], ["y"]),
+        ],
+        constants={"last": np.int64([3])},
+    )
+    tidied = without_transpose_pairs(model)
+    assert operators(tidied).count("Transpose") == 2
+    np.testing.assert_array_equal(run(tidied, sample()), run(model, sample()))
+
+
 def test_two_transposes_that_do_not_undo_each_other_stay():
     model = model_of(
         [transpose("x", "a", (0, 2, 1, 3)), transpose("a", "y", (0, 3, 1, 2))],
