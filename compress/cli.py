@@ -12,6 +12,7 @@ import click
 import deploy.cli
 from compress.quiet import quiet_tensorflow
 from deploy.cli import FILE, FOLDER, Commands, json_option, print_json
+from deploy.errors import needs_extra
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def prune(
     with _watching(out, epochs=step.fine_tune.epochs) as watcher:
         pruned, _ = keras_step(original, step, task, seed=seed, on_epoch=watcher.epoch_ended)
     about = _describe(task, step, parent=model)
-    notes = reasons_left_alone(original, step)
+    notes = reasons_left_alone(original, step, pruned)
     _done(out, save_keras(pruned, out, about, seed=seed, notes=notes), as_json=as_json)
 
 
@@ -301,7 +302,7 @@ def quantize(
     original = load_onnx(model)
     quantized = onnx_step(original, step, task)
     about = _describe(task, step, parent=model)
-    notes = reasons_left_alone(original, step)
+    notes = reasons_left_alone(original, step, quantized)
     _done(out, save_onnx(quantized, out, about, seed=options["seed"], notes=notes), as_json=as_json)
 
 
@@ -465,5 +466,5 @@ def _done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
     zeros = 1 - artifact.nonzero_parameters / max(1, artifact.parameters)
     click.echo(
         f"{out}  {artifact.size_bytes:,} bytes, {artifact.gzip_bytes:,} gzipped, "
-        f"{artifact.parameters:,} parameters, {zeros:.1%} zeros"
+        f"{artifact.parameters:,} weights, {zeros:.1%} zeros"
     )

@@ -246,7 +246,7 @@ class _Making:
             model, history = keras_step(
                 original, stage.step, self.task, seed=seed, on_epoch=on_epoch
             )
-            notes = reasons_left_alone(original, stage.step)
+            notes = reasons_left_alone(original, stage.step, model)
         else:
             recipe = self.recipe
             model, history = baseline(
@@ -274,7 +274,7 @@ class _Making:
             raise ValueError(f"{stage.name} is not an ONNX stage")
         original = onnx.load(str(parent))
         model = onnx_step(original, stage.step, self.task)
-        notes = reasons_left_alone(original, stage.step)
+        notes = reasons_left_alone(original, stage.step, model)
         about = self._about(stage, parent)
         save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
 

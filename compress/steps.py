@@ -8,6 +8,7 @@ from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.prune.magnitude import MagnitudePrune, magnitude_prune, why_not_pruned
+from compress.quantize.kernels import why_not_int8
 from compress.quantize.post_training import (
     OnnxStep,
     QuantizeDynamic,
@@ -21,6 +22,7 @@ from compress.quantize.post_training import (
     why_not_quantized,
 )
 from compress.train.fit import History, OnEpoch
+from deploy.machine import this_target
 
 KerasStep = MagnitudePrune
 """Steps that take a Keras model and give one."""
@@ -55,14 +57,25 @@ def onnx_step(model: Any, step: OnnxStep, task: Task) -> Any:
             assert_never(step)
 
 
-def reasons_left_alone(model: Any, step: Step) -> dict[str, str]:
-    """Return why a step leaves layers of its input alone, by layer name."""
+def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
+    """Return why layers are not what the step makes of layers, by layer name.
+
+    A quantized layer that the runtime computes in float all the same is among them.
+
+    Args:
+        original: the model that the step was given.
+        step: the step.
+        made: the model that the step gave.
+    """
     match step:
         case MagnitudePrune():
-            reasons = {layer.name: why_not_pruned(layer, step) for layer in model.layers}
+            reasons = {layer.name: why_not_pruned(layer, step) for layer in original.layers}
             return {name: why for name, why in reasons.items() if why}
-        case QuantizeStatic() | QuantizeDynamic() | ToFloat16() | WeightOnly():
-            return why_not_quantized(model, step)
+        case QuantizeStatic() | QuantizeDynamic():
+            target = step.target or this_target()
+            return {**why_not_quantized(original, step), **why_not_int8(made, target=target)}
+        case ToFloat16() | WeightOnly():
+            return {}
         case _:
             assert_never(step)
 

@@ -64,6 +64,8 @@ class Artifact(Record, frozen=True):
     seed: int
     versions: dict[str, str]
     parameters: int
+    """Weights of all kernels; biases are not counted, in any variant, because nothing here prunes
+    them and some forms of a model fold them into other nodes."""
     nonzero_parameters: int
     layers: tuple[LayerFacts, ...]
     preprocess: tuple[Op, ...]

@@ -198,9 +198,12 @@ def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
     """Set the limits and ticks: sizes by ratio, times from zero unless they differ too much."""
     from matplotlib.ticker import MaxNLocator
 
-    lows, highs = zip(*(axis.bounds(variant) for variant in variants), strict=True)
-    if axis is _SIZE:
-        lows = [variant.gzip_bytes for variant in variants]
+    bounds = [axis.bounds(variant) for variant in variants]
+    lows = [
+        variant.gzip_bytes if axis is _SIZE else low
+        for variant, (low, _) in zip(variants, bounds, strict=True)
+    ]
+    highs = [high for _, high in bounds]
     low, high = min(*lows, *highs), max(*lows, *highs)
     if axis is _SIZE or high > 12 * low:
         axes.set_xscale("log")

@@ -37,6 +37,7 @@ class Variant(Record, frozen=True):
     size_bytes: Count
     gzip_bytes: Count
     parameters: Count
+    """Weights of all kernels; biases are not counted."""
     nonzero_parameters: Count
     accuracy: Fraction
     accuracy_low: Fraction

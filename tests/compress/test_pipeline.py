@@ -195,7 +195,7 @@ def test_another_seed_shares_nothing(finished, recipe):
 
 
 def test_a_damaged_step_is_made_again_with_the_same_weights(finished, recipe, tmp_path):
-    out, store, results, _ = finished
+    _, store, results, _ = finished
     task = pipeline.load_task(recipe.data, seed=recipe.seed)
     stage = pipeline.plan(recipe, task)["pruned"]
     model = Store(store).find(stage.onnx_key) / "model.onnx"
