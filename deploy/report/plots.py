@@ -201,10 +201,10 @@ def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
     """Set the limits and ticks: sizes by ratio, times from zero unless they differ too much."""
     from matplotlib.ticker import MaxNLocator
 
-    lows, highs = zip(*(axis.bounds(variant) for variant in variants), strict=True)
+    values = [value for variant in variants for value in axis.bounds(variant)]
     if axis is _SIZE:
-        lows = [variant.gzip_bytes for variant in variants]
-    low, high = min(*lows, *highs), max(*lows, *highs)
+        values += [variant.gzip_bytes for variant in variants]
+    low, high = min(values), max(values)
     if axis is _SIZE or high > 12 * low:
         axes.set_xscale("log")
         span = max(high / low, 2.0)

@@ -16,7 +16,7 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 
 
-class Variant(Record):
+class Variant(Record, frozen=True):
     """One model of the run and everything that was found out about it.
 
     Intervals are 95 % intervals. ``delta_*``, ``mcnemar_p`` and ``agreement`` compare with the
@@ -68,7 +68,7 @@ class Variant(Record):
     layers: tuple[LayerFacts, ...]
 
 
-class Data(Record):
+class Data(Record, frozen=True):
     """What the networks learned, and how many samples each part had."""
 
     name: str
@@ -84,7 +84,7 @@ class Data(Record):
     """Part of the training samples."""
 
 
-class Session(Record):
+class Session(Record, frozen=True):
     """How every model was opened; how it was timed, unless nothing was."""
 
     threads: Count
@@ -95,7 +95,7 @@ class Session(Record):
     """Samples a call when throughput was measured."""
 
 
-class Reproduce(Record):
+class Reproduce(Record, frozen=True):
     """What to type, and the whole experiment as text, to get these results again."""
 
     command: str
@@ -103,7 +103,7 @@ class Reproduce(Record):
     """The resolved recipe, every default written out."""
 
 
-class Training(Record):
+class Training(Record, frozen=True):
     """How one variant was trained, epoch by epoch."""
 
     epochs: tuple[dict[str, float | None], ...]
@@ -112,7 +112,7 @@ class Training(Record):
     """The epoch whose weights were kept, counted from 1."""
 
 
-class Results(Record):
+class Results(Record, frozen=True):
     """The whole of ``results.json``; the first variant is the baseline."""
 
     schema: Literal[1]

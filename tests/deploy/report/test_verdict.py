@@ -43,6 +43,13 @@ def test_a_real_loss_is_not_called_noise():
     assert sentence.endswith("at −0.80 points [−1.30, −0.30] of accuracy.")
 
 
+@pytest.mark.parametrize("noise", [{"baseline_mcnemar_p": 0.06}, {"baseline_delta_high": 0.01}])
+def test_a_loss_that_interval_or_test_calls_noise_is_called_noise(noise):
+    loss = {"baseline_delta_points": -0.8, "baseline_delta_low": -1.3, "baseline_delta_high": -0.3}
+    sentence = verdict(changed(pruned_int8={**loss, "baseline_mcnemar_p": 0.002, **noise}))
+    assert "no detectable difference" in sentence
+
+
 def test_a_variant_that_detectably_lost_a_point_is_not_chosen():
     assert best_variant(changed(pruned_int8=LOST)).name == "pruned"
 
