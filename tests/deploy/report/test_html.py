@@ -131,7 +131,7 @@ def test_the_same_results_give_the_same_bytes(page):
 
 
 def test_the_settings_of_the_user_change_nothing(page):
-    with mpl.rc_context({"font.size": 30, "axes.grid": False, "svg.fonttype": "path"}):
+    with mpl.rc_context({"font.size": 30, "axes.grid": False, "lines.linestyle": ":"}):
         assert to_html(example()) == page
         assert mpl.rcParams["font.size"] == 30
 

@@ -33,6 +33,14 @@ def test_the_page_asks_no_network_says_nothing_and_fits(browser, page, width, da
     assert not browser.said("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
 
 
+def test_every_column_is_on_the_paper_when_printed(browser, page):
+    browser.open(page, width=720)
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    width = browser.run("document.querySelector('.wide-table').getBoundingClientRect().right")
+    browser.send("Emulation.setEmulatedMedia", media="")
+    assert width <= 720
+
+
 def test_a_long_name_does_not_make_the_page_scroll_sideways(browser, tmp_path):
     long = variants()
     long[-1] = dataclasses.replace(long[-1], name="unbroken" * 20)
