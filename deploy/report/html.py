@@ -15,7 +15,7 @@ from deploy.report import plots, quantities
 from deploy.report.results import Results, Variant
 from deploy.report.summary import environment_facts, method, step_words
 from deploy.report.table import columns_of
-from deploy.report.verdict import RULE, best_variant, is_detectable
+from deploy.report.verdict import RULE, best_variant, lost_or_gained
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -125,7 +125,7 @@ def _keys(results: Results) -> list[_Key]:
         best.baseline_delta_high,
     )
     if delta is not None and low is not None and high is not None:
-        told = "" if is_detectable(best.baseline_mcnemar_p) else "; no detectable difference"
+        told = "" if lost_or_gained(best) else "; no detectable difference"
         keys.append(
             _Key(
                 "Accuracy, points",

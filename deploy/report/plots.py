@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -151,7 +152,9 @@ def _plain_matplotlib() -> Iterator[None]:
     """Draw as matplotlib comes, whatever the user's matplotlibrc says, and the same every time."""
     with needs_extra("report"):
         import matplotlib as mpl
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # It measures with a font of its own; the page is shown in one that has the letters.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         mpl.rcdefaults()
         mpl.rcParams["svg.fonttype"] = "none"
         mpl.rcParams["svg.hashsalt"] = "lightship"
@@ -198,13 +201,10 @@ def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
     """Set the limits and ticks: sizes by ratio, times from zero unless they differ too much."""
     from matplotlib.ticker import MaxNLocator
 
-    bounds = [axis.bounds(variant) for variant in variants]
-    lows = [
-        variant.gzip_bytes if axis is _SIZE else low
-        for variant, (low, _) in zip(variants, bounds, strict=True)
-    ]
-    highs = [high for _, high in bounds]
-    low, high = min(*lows, *highs), max(*lows, *highs)
+    values = [value for variant in variants for value in axis.bounds(variant)]
+    if axis is _SIZE:
+        values += [variant.gzip_bytes for variant in variants]
+    low, high = min(values), max(values)
     if axis is _SIZE or high > 12 * low:
         axes.set_xscale("log")
         span = max(high / low, 2.0)
@@ -376,7 +376,12 @@ def _lead(axes: Any, point: tuple[float, float], box: Box) -> None:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return _printable(name if len(name) <= 24 else f"{name[:23]}…")
+
+
+def _printable(text: str) -> str:
+    """Replace what XML cannot hold."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _tooltip(variant: Variant) -> str:
@@ -435,7 +440,7 @@ def _svg(
 
 def _first(parent: ET.Element, tag: str, text: str) -> ET.Element:
     element = ET.Element(tag)
-    element.text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    element.text = _printable(text)
     parent.insert(0, element)
     return element
 

@@ -61,9 +61,19 @@ def verdict(results: Results) -> str:
     return f"{best.name} is {gains} than {baseline.name}, at {_cost(best)}."
 
 
-def is_detectable(p: float | None) -> bool:
-    """Say whether a McNemar p-value calls a difference of accuracy real, at the 5 % level."""
-    return p is not None and p < _ALPHA
+def lost_or_gained(variant: Variant) -> bool:
+    """Say whether the accuracy differs detectably from the baseline's.
+
+    As in ``deploy.evaluate``: the interval excludes 0 and the exact test agrees.
+    """
+    low, high, p = (
+        variant.baseline_delta_low,
+        variant.baseline_delta_high,
+        variant.baseline_mcnemar_p,
+    )
+    if low is None or high is None or p is None:
+        return False
+    return (low > 0 or high < 0) and p < _ALPHA
 
 
 def _sizes(variant: Variant, baseline: Variant) -> str:
@@ -101,6 +111,6 @@ def _cost(variant: Variant) -> str:
     if delta is None or low is None or high is None:
         return f"{accuracy(variant.accuracy)} accuracy"
     cost = f"{points(delta)} points {points_bounds(low, high)} of accuracy"
-    if is_detectable(variant.baseline_mcnemar_p):
+    if lost_or_gained(variant):
         return cost
     return f"{cost} (no detectable difference)"

@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from deploy.errors import UserError
+from deploy.report import Results, json_schema, read_results
+from tests.deploy.report.example import example
+
+SCHEMA = Path(__file__).parents[3] / "docs" / "results.schema.json"
+
+
+def as_json(results):
+    return json.loads(msgspec.json.encode(results))
+
+
+def written(path, change=lambda content: None):
+    content = as_json(example())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_schema_in_the_repository_is_the_struct():
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json_schema()
+
+
+def test_an_example_keeps_to_the_schema():
+    jsonschema.Draft202012Validator(json_schema()).validate(as_json(example()))
+
+
+def test_a_run_without_measurement_keeps_to_the_schema():
+    untimed = example(measurement=None)
+    jsonschema.Draft202012Validator(json_schema()).validate(as_json(untimed))
+
+
+def test_the_schema_refuses_an_accuracy_in_percent():
+    content = as_json(example())
+    content["variants"][0]["accuracy"] = 98.6
+    with pytest.raises(jsonschema.ValidationError, match="maximum"):
+        jsonschema.Draft202012Validator(json_schema()).validate(content)
+
+
+def test_every_key_that_others_read_is_there():
+    keys = [
+        "name",
+        "from",
+        "step",
+        "format",
+        "path",
+        "sha256",
+        "size_bytes",
+        "gzip_bytes",
+        "parameters",
+        "nonzero_parameters",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "delta_points",
+        "delta_low",
+        "delta_high",
+        "mcnemar_p",
+        "agreement",
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "throughput_per_s",
+        "load_ms",
+        "peak_rss_bytes",
+        "pareto",
+    ]
+    content = as_json(example())
+    assert {"schema", "environment", "data", "variants"} <= content.keys()
+    assert all(set(keys) <= variant.keys() for variant in content["variants"])
+    assert [v["from"] for v in content["variants"]][:2] == [None, "baseline"]
+
+
+def test_results_go_to_json_and_back_without_loss(tmp_path):
+    assert read_results(written(tmp_path / "results.json")) == example()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json: cannot be read \(No such file"):
+        read_results(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"<html>"])
+def test_what_is_no_json_is_said_to_be_none(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not JSON"):
+        read_results(path)
+
+
+def test_results_of_a_later_schema_are_refused_by_their_version(tmp_path):
+    path = written(tmp_path / "r.json", lambda c: c.update(schema=2, novelty=1))
+    with pytest.raises(UserError, match="schema must be 1, got 2"):
+        read_results(path)
+
+
+def test_json_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text('{"accuracy": 1}')
+    with pytest.raises(UserError, match=r"not a results.json: .*`schema`"):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda c: c["variants"][2].update(accuracy=98.6), r"<= 1.0.*variants\[2\]\.accuracy"),
+        (lambda c: c["variants"][0].update(acuracy=0.9), r"acuracy.*variants\[0\]"),
+        (lambda c: c["variants"][1].pop("from"), r"`from`.*variants\[1\]"),
+        (lambda c: c.update(variants=[]), r"length >= 1.*variants"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_place(tmp_path, change, place):
+    with pytest.raises(UserError, match=place):
+        read_results(written(tmp_path / "r.json", change))
+
+
+def test_a_diverged_loss_is_null_and_reads_back(tmp_path):
+    training = example().history["pruned"]
+    broken = msgspec.structs.replace(training, epochs=({"loss": float("nan")},), kept_epoch=1)
+    results = example(history={"pruned": broken})
+    assert results.history["pruned"].epochs == ({"loss": None},)
+    assert msgspec.json.decode(msgspec.json.encode(results), type=Results) == results
