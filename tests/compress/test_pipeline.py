@@ -26,8 +26,9 @@ calibration_samples = 50
 kind = "mlp"
 hidden = [16]
 [train]
-epochs = 2
+epochs = 3
 batch_size = 32
+optimizer = {{ kind = "adam", learning_rate = 0.01 }}
 [bench]
 processes = 5
 sessions_per_process = 1
@@ -39,7 +40,7 @@ from = "baseline"
 [variant.step]
 kind = "magnitude_prune"
 final_sparsity = 0.5
-fine_tune = {{ epochs = 2, batch_size = 32 }}
+fine_tune = {{ epochs = 2, batch_size = 32, optimizer = {{ kind = "adam", learning_rate = 0.01 }} }}
 [[variant]]
 name = "int8"
 from = "pruned"

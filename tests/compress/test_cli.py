@@ -1,0 +1,250 @@
+"""The commands as a user meets them; the steps themselves are tested in their own rooms."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from compress.cli import cli
+from deploy.evalset import EvalSet
+from deploy.session import open_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    """Two classes of 6×6 images: bright on the left, bright on the right."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = rng.integers(0, 60, size=(200, 6, 6), dtype=np.uint8)
+    x[y == 0, :, :3] += 150
+    x[y == 1, :, 3:] += 150
+    np.savez(folder / "sides.npz", x=x, y=y)
+    return f"npz:{folder / 'sides.npz'}"
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def done(*words):
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def one_line(*words):
+    """Return the one line in which a command refuses, having checked that it is one."""
+    result = invoke(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    if "Usage:" in result.stderr:
+        return result.stderr
+    # Progress may stand above: it begins before what is wrong can be known.
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert result.stderr.count("error: ") == 1
+    return last
+
+
+@pytest.fixture(scope="module")
+def keras(folder, data):
+    out = folder / "model.keras"
+    done("train", "--data", data, "--network", "mlp", "--epochs", 3, "--out", out,
+         "--learning-rate", 0.01, "--batch-size", 32)  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def pruned(folder, data, keras):
+    out = folder / "pruned.keras"
+    done("prune", keras, "--data", data, "--final-sparsity", 0.75, "--skip", "dense2",
+         "--epochs", 2, "--batch-size", 32, "--out", out)  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def onnx(folder, data, pruned):
+    out = folder / "model.onnx"
+    done("export", pruned, "--data", data, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def int8(folder, data, onnx):
+    out = folder / "int8.onnx"
+    done("quantize", onnx, "--data", data, "--calibration", "percentile", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def test_npz(folder, data):
+    out = folder / "test.npz"
+    done("evalset", "--data", data, "--out", out)
+    return out
+
+
+def test_every_step_leaves_a_record_of_its_own_file_beside_it(keras, pruned, onnx, int8):
+    records = [
+        json.loads((p.parent / f"{p.name}.json").read_text()) for p in (keras, pruned, onnx, int8)
+    ]
+    assert [record["step"]["kind"] for record in records] == [
+        "train", "magnitude_prune", "export", "quantize_static",
+    ]  # fmt: skip
+    assert [record["parent"] for record in records[1:]] == [r["sha256"] for r in records[:-1]]
+
+
+def test_the_record_of_a_pruned_model_says_why_a_layer_was_left_alone(pruned):
+    record = json.loads((pruned.parent / "pruned.keras.json").read_text())
+    by_name = {layer["name"]: layer for layer in record["layers"]}
+    assert by_name["dense1"]["zeros"] == round(0.75 * by_name["dense1"]["parameters"])
+    assert by_name["dense2"]["note"] == "skipped: 'dense2'"
+
+
+def test_the_quantized_file_answers_right_on_raw_samples(int8, test_npz):
+    samples = EvalSet.load(test_npz)
+    scores = open_model(int8).scores(samples.x)
+    assert np.mean(scores.argmax(axis=1) == samples.y) > 0.95
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "float16", "weight-only"])
+def test_every_kind_of_quantization_makes_a_smaller_file(kind, data, onnx, tmp_path):
+    out = tmp_path / "small.onnx"
+    done("quantize", onnx, "--data", data, "--kind", kind, "--out", out)
+    assert out.stat().st_size < onnx.stat().st_size
+
+
+def test_evaluate_compares_two_models_sample_by_sample(onnx, int8, test_npz):
+    text = done("evaluate", int8, "--data", test_npz, "--against", onnx).stdout
+    assert "no detectable difference" in text
+
+
+def test_evaluate_prints_nothing_but_json_when_asked(onnx, test_npz):
+    found = json.loads(done("evaluate", onnx, "--data", test_npz, "--json").stdout)
+    assert found["evaluation"]["samples"] == len(EvalSet.load(test_npz).y)
+    assert found["comparison"] is None
+
+
+def test_bench_prints_nothing_but_json_when_asked(onnx, int8):
+    found = json.loads(done("bench", onnx, int8, "--processes", 5, "--json").stdout)
+    assert found["models"] == [str(onnx), str(int8)]
+    assert found["measurement"]["latencies"][0]["speedup"]["value"] == 1
+
+
+def test_doctor_names_the_scheme_that_fits_this_machine():
+    found = json.loads(done("doctor", "--json").stdout)
+    assert found["environment"]["target"] in {"x86-vnni", "x86-avx2", "arm64"}
+    assert done("doctor").stdout.startswith("processor")
+
+
+def test_dry_run_prints_the_recipe_and_makes_nothing(data, tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        f'name = "small"\n[data]\nsource = "{data}"\n[network]\nkind = "mlp"\n[train]\nepochs = 1\n'
+    )
+    text = done("run", recipe, "--dry-run", "--out", tmp_path / "out").stdout
+    assert "batch_size = 128" in text
+    assert "# to do  baseline" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_every_command_takes_is_said_in_its_help():
+    for name in cli.commands:
+        assert "--help" in done(name, "--help").stdout
+
+
+def test_help_imports_neither_tensorflow_nor_numpy_nor_onnxruntime():
+    code = (
+        "import sys\nsys.argv = ['lightship', '--help']\n"
+        "from compress.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'tensorflow', 'numpy', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("[]\n")
+
+
+def test_tensorflow_says_nothing_when_it_is_imported():
+    code = (
+        "from compress.quiet import quiet_tensorflow\n"
+        "quiet_tensorflow()\n"
+        "import tf_keras\n"
+        "tf_keras.layers.Dense(1)(tf_keras.layers.Input((1,)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_an_import_of_tensorflow_that_fails_still_shows_what_it_printed(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(
+        "import os\nos.write(2, b'why')\nraise ImportError('no')"
+    )
+    code = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "from compress.quiet import quiet_tensorflow\n"
+        "quiet_tensorflow()\n"
+        "import tensorflow\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "why" in run.stderr
+    assert "ImportError: no" in run.stderr
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("deploy.doctor.examine", broken)
+    assert isinstance(invoke("doctor").exception, ZeroDivisionError)
+
+
+def mistakes(data, keras, onnx, int8, test_npz, tmp_path):
+    """Return commands that cannot work, by what is wrong with them, with the line they must print."""
+    train = ("train", "--out", tmp_path / "a.keras", "--network", "mlp", "--data")
+    prune = ("prune", keras, "--data", data, "--epochs", 1)
+    quantize = ("quantize", onnx, "--data", data)
+    missing = tmp_path / "no.onnx"
+    return {
+        "unknown source": ((*train, "minst"), r"source 'minst' is unknown"),
+        "unknown network": (
+            ("train", "--data", data, "--network", "lenet5"), "did you mean lenet_5"
+        ),
+        "batch above data": ((*train, data, "--batch-size", 4000), "batch_size: 4000 is more than"),
+        "not a Keras name": (
+            ("train", "--data", data, "--network", "mlp", "--epochs", 1, "--out", tmp_path / "a.h5"),
+            "must end in .keras",
+        ),
+        "sparsity of 1.5": ((*prune, "--final-sparsity", 1.5), "final_sparsity: .* got 1.5"),
+        "no such layer": ((*prune, "--skip", "conv9"), "skip: no layer is named 'conv9'"),
+        "prune ONNX": (("prune", onnx, "--data", data), "model.onnx"),
+        "no model": (("quantize", missing, "--data", data), "no.onnx"),
+        "quantized twice": (("quantize", int8, "--data", data), "it is quantized already"),
+        "exclude nothing": ((*quantize, "--exclude", "conv9"), "conv9"),
+        "unknown recipe": (("run", "lenet5"), "did you mean lenet_5"),
+        "no such run": (("report", tmp_path / "no"), "results.json"),
+        "no samples": (("evaluate", onnx, "--data", tmp_path / "no.npz"), "no.npz"),
+        "not a model": (("evaluate", test_npz, "--data", test_npz), "test.npz"),
+        "bench nothing": (("bench",), "Usage:"),
+        "bench a missing file": (("bench", missing), "no.onnx"),
+    }  # fmt: skip
+
+
+def test_a_mistake_is_one_line_with_exit_code_2(data, keras, onnx, int8, test_npz, tmp_path):
+    for name, (command, line) in mistakes(data, keras, onnx, int8, test_npz, tmp_path).items():
+        said = one_line(*command)
+        assert re.search(line, said), f"{name}: {said}"
+
+
+def test_a_refused_command_writes_nothing(data, onnx, tmp_path):
+    out = tmp_path / "out.onnx"
+    one_line("quantize", onnx, "--data", data, "--exclude", "conv9", "--out", out)
+    assert list(tmp_path.iterdir()) == []
