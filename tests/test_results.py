@@ -1,0 +1,60 @@
+"""The results in docs/results, from which the README's table is made, keep what was promised.
+
+They are data: `scripts/reproduce` makes them anew on the full MNIST and Fashion-MNIST.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.report.results import read_results
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs/results"
+SEEDS = (0, 1, 2)
+BASELINES = {
+    "mnist_mlp": 0.975,
+    "lenet_300_100": 0.982,
+    "lenet_5": 0.991,
+    "fashion_resnet_8": 0.915,
+}
+PRUNED_ZEROS = {"lenet_300_100": 0.9, "lenet_5": 0.9, "fashion_resnet_8": 0.5}
+
+
+def variants(recipe, seed):
+    results = read_results(FOLDER / recipe / f"seed-{seed}.json")
+    assert results.data.test_samples == 10_000
+    return {variant.name: variant for variant in results.variants}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("recipe", BASELINES)
+def test_the_baseline_is_as_accurate_as_promised(recipe, seed):
+    assert variants(recipe, seed)["baseline"].accuracy >= BASELINES[recipe]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("recipe", BASELINES)
+def test_static_int8_is_within_three_tenths_of_a_point_of_its_parent(recipe, seed):
+    for name in ("int8", "pruned-int8"):
+        if name in (found := variants(recipe, seed)):
+            assert abs(found[name].delta_points) <= 0.3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("recipe", PRUNED_ZEROS)
+def test_pruning_costs_at_most_half_a_point_at_the_promised_zeros(recipe, seed):
+    pruned = variants(recipe, seed)["pruned"]
+    assert 1 - pruned.nonzero_parameters / pruned.parameters >= PRUNED_ZEROS[recipe]
+    assert pruned.baseline_delta_points >= -0.5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_int8_resnet_is_faster_than_float32_beyond_the_noise(seed):
+    assert variants("fashion_resnet_8", seed)["int8"].speedup_low > 1
+
+
+@pytest.mark.parametrize("recipe", BASELINES)
+def test_no_layer_of_a_static_int8_variant_ran_in_float_against_the_plan(recipe):
+    for seed in SEEDS:
+        for layer in variants(recipe, seed)["int8"].layers:
+            assert (layer.bits, layer.note) == (8, None)
