@@ -16,7 +16,14 @@ from compress.export.facts import layer_facts
 from compress.export.metadata import with_metadata
 from deploy.errors import UserError
 from deploy.preprocess import Preprocess
-from deploy.record import Artifact, LayerFacts, gzip_bytes_of, sha256_of
+from deploy.record import (
+    Artifact,
+    LayerFacts,
+    gzip_bytes_of,
+    read_record,
+    record_path,
+    sha256_of,
+)
 from deploy.session import ModelMetadata, open_model
 
 _STACK = (
@@ -88,27 +95,6 @@ def save_keras(
     return _save_record("keras", path, about, seed, _keras_layer_facts(model, notes))
 
 
-def read_record(path: Path) -> Artifact:
-    """Return the record beside a model file.
-
-    Raises:
-        UserError: if there is none, it does not decode, or it is of other bytes than the file's.
-    """
-    beside = record_path(path)
-    try:
-        record = msgspec.json.decode(beside.read_bytes(), type=Artifact)
-    except OSError as error:
-        raise UserError(
-            f"{beside}: cannot be read ({error.strerror}); it is the record of {path.name} and "
-            f"has to lie beside it"
-        ) from error
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{beside}: not a record of lightship's ({error})") from error
-    if record.sha256 != sha256_of(path):
-        raise UserError(f"{beside}: is the record of other bytes than those of {path.name}")
-    return record
-
-
 def preprocess_of(path: Path) -> Preprocess | None:
     """Return the preprocessing that a model file was made for, or None if nothing says it.
 
@@ -121,15 +107,6 @@ def preprocess_of(path: Path) -> Preprocess | None:
         about = open_model(path).metadata
         return about.preprocess if about.versions else None
     return read_record(path).preprocess if record_path(path).exists() else None
-
-
-def record_path(path: Path) -> Path:
-    """Return where the record of a model file lies.
-
-    >>> record_path(Path("model.onnx")).name
-    'model.onnx.json'
-    """
-    return path.with_name(path.name + ".json")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

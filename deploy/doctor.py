@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "tomli_w",
     ),
     "report": ("matplotlib", "jinja2"),
+    "images": ("PIL",),
 }
 """The modules that each extra brings."""
 

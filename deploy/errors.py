@@ -17,6 +17,10 @@ class MissingExtraError(UserError):
     """A feature was asked for whose extra dependencies are not installed."""
 
 
+class BundleError(UserError):
+    """A bundle is damaged, is none, or does not do what it promises: nothing of it was used."""
+
+
 class ParityError(Exception):
     """A step that promised to change nothing changed the numbers: a bug, never a user's mistake."""
 

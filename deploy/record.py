@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from deploy.errors import UserError
 from deploy.preprocess import Op
 
 
@@ -154,6 +155,63 @@ class Measurement(Record, frozen=True):
     """In the order in which the models were given; the first is the reference of every speed-up."""
     warnings: tuple[str, ...] = ()
     """What made this machine hard to measure on, if anything did."""
+
+
+class BundleId(Record, frozen=True):
+    """Which bundle it is."""
+
+    name: str
+    version: str
+    digest: str
+    """sha256 of the bundle's ``SHA256SUMS``: the same for the file and the folder."""
+
+
+class Benched(Record, frozen=True):
+    """One model that was timed."""
+
+    path: str
+    """The file or bundle, as its user wrote it."""
+    sha256: str
+    """Of the ONNX model, also where it came in a bundle."""
+    bundle: BundleId | None
+
+
+class MachineBench(Record, frozen=True):
+    """What ``lightship bench --json`` prints: which models, and what this machine saw of them."""
+
+    models: tuple[Benched, ...]
+    """In the order of ``measurement.latencies``."""
+    measurement: Measurement
+
+
+def record_path(path: Path) -> Path:
+    """Return where the record of a model file lies.
+
+    >>> record_path(Path("model.onnx")).name
+    'model.onnx.json'
+    """
+    return path.with_name(path.name + ".json")
+
+
+def read_record(path: Path) -> Artifact:
+    """Return the record beside a model file.
+
+    Raises:
+        UserError: if there is none, it does not decode, or it is of other bytes than the file's.
+    """
+    beside = record_path(path)
+    try:
+        record = msgspec.json.decode(beside.read_bytes(), type=Artifact)
+    except OSError as error:
+        raise UserError(
+            f"{beside}: cannot be read ({error.strerror}); it is the record of {path.name} and "
+            f"has to lie beside it"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{beside}: not a record of lightship's ({error})") from error
+    if record.sha256 != sha256_of(path):
+        raise UserError(f"{beside}: is the record of other bytes than those of {path.name}")
+    return record
 
 
 def sha256_of(path: Path) -> str:

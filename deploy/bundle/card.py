@@ -1,0 +1,122 @@
+"""``MODEL_CARD.md``: what a person wants to know of a bundle, in the spirit of Mitchell et al. 2019.
+
+"Model Cards for Model Reporting", FAT*.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from deploy.bundle.manifest import FileFacts, Manifest, Tensor
+from deploy.record import Interval
+
+_LIMITS_OF_USE = (
+    "It answers with one of its classes, whatever it is shown: a sample of none of them gets a "
+    "label too. What was measured holds for samples like those it was measured on."
+)
+
+
+def to_card(manifest: Manifest, model: FileFacts) -> str:
+    """Return the card of a bundle, from its manifest and the size of its model."""
+    said, lineage = manifest, manifest.lineage
+    kind = str(lineage.step.get("kind", "not known")).replace("_", " ")
+    rows = [
+        ("Classes", f"{len(said.labels)}: {', '.join(said.labels)}"),
+        ("A sample", f"{_shape(said.raw)}, as it is read; preprocessing is part of the bundle"),
+        ("Preprocessing", " → ".join(_op(op) for op in said.preprocess) or "none"),
+        ("Model", f"{model.size_bytes:,} bytes, input {_shape(said.input)}"),
+        ("Answers", f"{said.scores}, one score a class"),
+        ("Needs", f"ONNX Runtime {said.requires.onnxruntime} or newer, {_opsets(said)}"),
+    ]
+    parts = [
+        f"# {_plain(said.name)} {_plain(said.version)}",
+        "A classifier, made and measured by lightship " + _plain(said.lightship) + ".",
+        _table(rows),
+        "## How good it is",
+        _accuracy(said),
+        "## How fast it is",
+        _latency(said),
+        "## Where it comes from",
+        _table([
+            ("Recipe", lineage.recipe or "none: a single model"),
+            ("Variant", lineage.variant or "–"),
+            ("Made by", kind),
+            ("Made from", f"the model with sha256 {lineage.parent}" if lineage.parent else "–"),
+            ("Seed", "not known" if lineage.seed is None else str(lineage.seed)),
+            ("Versions", ", ".join(f"{k} {v}" for k, v in lineage.versions.items()) or "not known"),
+        ]),
+        "## What to know before using it",
+        _LIMITS_OF_USE,
+        "## Licences",
+        _table([("Model", said.licences.model), ("Data", said.licences.data)]),
+        "## Check it",
+        _check(said),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _check(manifest: Manifest) -> str:
+    return (
+        f"`lightship selftest` compares the answers to {manifest.golden.samples} samples with "
+        f"those of the machine that measured it, to within {manifest.golden.tolerance:g}. "
+        "`sha256sum -c SHA256SUMS` checks the files without lightship."
+    )
+
+
+def _accuracy(manifest: Manifest) -> str:
+    seen = manifest.accuracy
+    if seen is None:
+        return "Not measured in a run."
+    share = seen.accuracy
+    text = (
+        f"{100 * share.value:.2f} % [{100 * share.low:.2f}, {100 * share.high:.2f}] of "
+        f"{seen.samples:,} test samples of {_plain(seen.data)}, in the session that ships."
+    )
+    if seen.delta_points is not None:
+        text += f" Against the baseline of the run: {_bounds(seen.delta_points, '+.2f')} points."
+    return text + " In brackets: the 95 % interval."
+
+
+def _latency(manifest: Manifest) -> str:
+    seen = manifest.latency
+    if seen is None:
+        return "Not measured in a run."
+    threads = f"{seen.threads} thread" + ("" if seen.threads == 1 else "s")
+    return (
+        f"One sample takes {_bounds(seen.p50_ms, '.4f')} ms (median), {_bounds(seen.speedup, '.2f')} "
+        f"times as fast as the baseline of the run, on {_plain(seen.cpu)} "
+        f"({_plain(seen.architecture)}), {threads}, ONNX Runtime {_plain(seen.onnxruntime)}. "
+        "`lightship bench` measures it on another machine."
+    )
+
+
+def _bounds(interval: Interval, form: str) -> str:
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{' × '.join(map(str, tensor.shape)) or 'one number'} {tensor.dtype}"
+
+
+def _op(op: object) -> str:
+    fields = msgspec.to_builtins(op)
+    name = fields.pop("op")
+    return f"{name} " + ", ".join(f"{key} {value}" for key, value in fields.items())
+
+
+def _opsets(manifest: Manifest) -> str:
+    opsets = manifest.requires.opsets
+    return ", ".join(f"{name or 'ai.onnx'} opset {number}" for name, number in opsets.items())
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {_plain(text)} |" for name, text in rows)]
+    )
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#&$~])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,297 @@
+"""How a bundle is made: from a variant of a run, or from a model and samples to test it with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from deploy.bundle import golden as golden_room
+from deploy.bundle.card import to_card
+from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, write_container
+from deploy.bundle.graph import GraphFacts, graph_facts, least_onnxruntime
+from deploy.bundle.manifest import (
+    Accuracy,
+    GoldenFacts,
+    Licences,
+    Lineage,
+    Manifest,
+    Port,
+    Requirements,
+    Tensor,
+    Timing,
+    encode,
+)
+from deploy.bundle.opened import Bundle, file_facts, open_bundle
+from deploy.errors import UserError
+from deploy.evalset import EvalSet
+from deploy.evaluate import predict_classes
+from deploy.record import Interval, SessionOptions, read_record, record_path
+from deploy.report.results import Results, Variant, read_results
+from deploy.report.verdict import best_variant
+from deploy.session import Model, open_model
+
+_NOT_STATED = "not stated"
+_SUMS_TO_ONE = 0.05
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What the maker of a bundle says of it; None leaves it to what is known.
+
+    Attributes:
+        name: letters, digits, ``.``, ``_`` and ``-``; by default run and variant, or the file's.
+        version: the semantic version of the model.
+        licence: the licence of the model.
+    """
+
+    name: str | None = None
+    version: str = "1.0.0"
+    licence: str = _NOT_STATED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What is known of a model beside its bytes."""
+
+    name: str
+    recipe: str | None = None
+    variant: str | None = None
+    accuracy: Accuracy | None = None
+    latency: Timing | None = None
+    data_licence: str = ""
+    session: SessionOptions = SessionOptions()
+
+
+def bundle_run(
+    run: Path, out: Path, *, variant: str | None = None, label: Label = Label()
+) -> Bundle:
+    """Make a bundle of one variant of a finished run, with what was measured of it.
+
+    Args:
+        run: the run folder.
+        out: where it goes: a ``.lship`` file, or else a folder.
+        variant: its name; None for the one that the run's verdict chose.
+        label: what its maker says of it.
+
+    Returns:
+        The bundle, opened from ``out``.
+
+    Raises:
+        UserError: if the run lacks a file, has no such variant or no choice, or the model's bytes
+            are not those that were measured.
+    """
+    results = read_results(run / "results.json")
+    chosen = _chosen(results, variant, run)
+    model = run / chosen.path
+    content = _read(model)
+    if file_facts(content).sha256 != chosen.sha256:
+        raise UserError(
+            f"{model}: is not the file that was measured; run the recipe again, then bundle it"
+        )
+    known = _Known(
+        name=f"{results.name}-{chosen.name}",
+        recipe=results.name,
+        variant=chosen.name,
+        accuracy=_accuracy(results, chosen),
+        latency=_timing(results, chosen),
+        data_licence=results.data.licence,
+        session=SessionOptions(
+            threads=results.session.threads,
+            disabled_optimizers=results.session.disabled_optimizers,
+        ),
+    )
+    return _make(model, content, EvalSet.load(run / "test.npz"), known=known, label=label, out=out)
+
+
+def bundle_model(model: Path, data: Path, out: Path, *, label: Label = Label()) -> Bundle:
+    """Make a bundle of a single ONNX model, about whose measurements nothing is known.
+
+    Args:
+        model: the file.
+        data: an ``.npz`` with raw samples ``x`` and their classes ``y``.
+        out: where it goes: a ``.lship`` file, or else a folder.
+        label: what its maker says of it.
+
+    Returns:
+        The bundle, opened from ``out``.
+
+    Raises:
+        UserError: if a file is missing or is not what it should be, or the two do not fit.
+    """
+    name = model.parent.name if model.name == MODEL and model.parent.name else model.stem
+    content = _read(model)
+    return _make(model, content, EvalSet.load(data), known=_Known(name=name), label=label, out=out)
+
+
+def _chosen(results: Results, name: str | None, run: Path) -> Variant:
+    if name is None:
+        best = best_variant(results)
+        if best is None:
+            raise UserError(f"{run}: its verdict chose no variant; name one with --variant")
+        return best
+    for variant in results.variants:
+        if variant.name == name:
+            return variant
+    names = ", ".join(variant.name for variant in results.variants)
+    raise UserError(f"{run}: has no variant {name!r}; it has {names}")
+
+
+def _make(
+    path: Path, content: bytes, samples: EvalSet, *, known: _Known, label: Label, out: Path
+) -> Bundle:
+    try:
+        graph = graph_facts(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    model = open_model(content, known.session)
+    model.where = str(path)
+    golden, allowed = _golden(model, samples, graph)
+    about = model.metadata
+    _require_raw(golden.x, path)
+    seed = read_record(path).seed if record_path(path).exists() else None
+    classes = golden.scores.shape[1]
+    labels = about.labels or tuple(str(number) for number in range(classes))
+    if len(labels) != classes:
+        raise UserError(f"{path}: has {len(labels)} labels but {classes} scores a sample")
+    draft = Manifest(
+        schema=1,
+        name=label.name or (_UNFIT.sub("-", known.name).strip("-._") or "model")[:64],
+        version=label.version,
+        lightship=importlib.metadata.version("lightship"),
+        lineage=Lineage(
+            recipe=known.recipe,
+            variant=known.variant,
+            step=about.step,
+            parent=about.parent,
+            seed=seed,
+            versions=about.versions,
+        ),
+        accuracy=known.accuracy,
+        latency=known.latency,
+        raw=_tensor(golden.x),
+        preprocess=about.preprocess,
+        input=Port(
+            name=model.input_name,
+            shape=model.input_shape,
+            dtype=cast("Any", str(model.input_dtype)),
+            batch=_one(model.fixed_batch),
+        ),
+        output=Port(
+            name=model.output_name,
+            shape=(classes,),
+            dtype=cast("Any", str(golden.scores.dtype)),
+            batch=_one(model.fixed_batch),
+        ),
+        scores="probabilities" if _are_probabilities(golden.scores) else "logits",
+        labels=labels,
+        session=known.session,
+        requires=Requirements(
+            onnxruntime=least_onnxruntime(graph, ort.__version__),
+            ir_version=graph.ir_version,
+            opsets=graph.opsets,
+        ),
+        licences=Licences(
+            model=label.licence, data=known.data_licence or about.data_licence or _NOT_STATED
+        ),
+        golden=GoldenFacts(samples=len(golden.x), tolerance=allowed),
+        files={},
+    )
+    files = {MODEL: content, GOLDEN: golden_room.encode(golden)}
+    files[CARD] = to_card(draft, file_facts(content)).encode()
+    facts = {name: file_facts(files[name]) for name in sorted(files)}
+    files[MANIFEST] = encode(_checked(msgspec.structs.replace(draft, files=facts)))
+    write_container(files, out)
+    return open_bundle(out)
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Refuse a name or version that the manifest could not be read back with."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(manifest), Manifest)
+    except msgspec.ValidationError as error:
+        raise UserError(f"bundle: {error}") from error
+
+
+def _golden(model: Model, samples: EvalSet, graph: GraphFacts) -> tuple[golden_room.Golden, float]:
+    """Choose samples and return them with the scores of the session that ships."""
+    among = golden_room.candidates(samples.y)
+    predict_classes(model, samples.x[among])  # refuses what is no score a class, and NaN
+    scores = model.scores(samples.x[among])
+    allowed = golden_room.tolerance(scores, quantized=graph.quantized)
+    chosen = golden_room.choose(samples.y[among], scores, allowed=allowed)
+    x = np.ascontiguousarray(samples.x[among][chosen])
+    # Run anew, as the device will: all at once, and nothing else in the batch.
+    return golden_room.Golden(x=x, scores=model.scores(x)), allowed
+
+
+def _require_raw(x: npt.NDArray[Any], path: Path) -> None:
+    if x.ndim < 2 or 0 in x.shape:
+        raise UserError(f"{path}: needs samples with one axis or more, got {x.shape[1:]} a sample")
+
+
+def _are_probabilities(scores: npt.NDArray[Any]) -> bool:
+    """Say whether every row adds up to 1, as far as rounded probabilities do."""
+    rows = scores.astype(np.float64)
+    in_range = rows.min() >= 0 and rows.max() <= 1 + _SUMS_TO_ONE
+    return bool(in_range and (np.abs(rows.sum(axis=1) - 1) <= _SUMS_TO_ONE).all())
+
+
+def _tensor(batch: npt.NDArray[Any]) -> Tensor:
+    return Tensor(shape=batch.shape[1:], dtype=cast("Any", str(batch.dtype)))
+
+
+def _one(batch: int | None) -> Any:
+    return None if batch is None else 1
+
+
+def _accuracy(results: Results, variant: Variant) -> Accuracy:
+    delta, low, high = (
+        variant.baseline_delta_points,
+        variant.baseline_delta_low,
+        variant.baseline_delta_high,
+    )
+    known = delta is not None and low is not None and high is not None
+    return Accuracy(
+        data=results.data.name,
+        samples=results.data.test_samples,
+        accuracy=Interval(
+            value=variant.accuracy, low=variant.accuracy_low, high=variant.accuracy_high
+        ),
+        delta_points=_interval(delta, low, high) if known else None,
+    )
+
+
+def _timing(results: Results, variant: Variant) -> Timing | None:
+    if variant.p50_ms is None or variant.speedup is None:
+        return None
+    here = results.environment
+    return Timing(
+        p50_ms=_interval(variant.p50_ms, variant.p50_low_ms, variant.p50_high_ms),
+        speedup=_interval(variant.speedup, variant.speedup_low, variant.speedup_high),
+        threads=results.session.threads,
+        cpu=here.cpu,
+        architecture=here.architecture,
+        onnxruntime=here.versions.get("onnxruntime", "not known"),
+    )
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> Interval:
+    if value is None or low is None or high is None:
+        raise ValueError("an estimate without its interval")
+    return Interval(value=value, low=low, high=high)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an ONNX model") from error

@@ -1,0 +1,170 @@
+"""What a program on a device uses: raw samples in, labels with probabilities out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.bundle.manifest import Manifest
+from deploy.bundle.opened import Bundle, open_bundle
+from deploy.errors import UserError
+
+Array = npt.NDArray[Any]
+
+
+class Predictions:
+    """The answers to one sample or more, each worked out when it is asked for.
+
+    Attributes:
+        scores: what the model said, ``(n, classes)``.
+    """
+
+    __slots__ = ("_logits", "_names", "scores")
+
+    def __init__(self, scores: Array, names: tuple[str, ...], *, logits: bool) -> None:
+        self.scores = scores
+        self._names = names
+        self._logits = logits
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64]:
+        """The class of the highest score of each sample, ``(n,)``; ties go to the lowest.
+
+        Raises:
+            UserError: if a score is NaN: such a sample has no class.
+        """
+        best: npt.NDArray[np.int64] = self.scores.argmax(axis=1)
+        # argmax stops at the first NaN, so a NaN anywhere in a row is the score it points at.
+        if np.isnan(self.scores[np.arange(len(best)), best]).any():
+            raise UserError("the model answered NaN; look for NaN or huge numbers in the samples")
+        return best
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of the class of each sample."""
+        return [self._names[index] for index in self.classes.tolist()]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Probabilities ``(n, classes)``: the scores, or their softmax where they are logits."""
+        if not self._logits:
+            return self.scores.astype(np.float64)
+        raised = np.exp(self.scores.astype(np.float64) - self.scores.max(axis=1, keepdims=True))
+        shares: npt.NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
+        return shares
+
+    @property
+    def label(self) -> str:
+        """The name of the class of the only sample.
+
+        Raises:
+            ValueError: if there are more samples than one.
+        """
+        (label,) = self.labels
+        return label
+
+    @property
+    def probability(self) -> float:
+        """The probability of ``label``.
+
+        Raises:
+            ValueError: if there are more samples than one.
+        """
+        (row,) = self.probabilities
+        return float(row[self.classes[0]])
+
+
+class Runtime:
+    """An open bundle. It may be used by several threads at once: it never changes.
+
+    Attributes:
+        labels: one name a class, in the order of the scores.
+        metadata: the manifest: everything that the bundle says of itself.
+        bundle: the files it came from.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, warm_up: bool = True) -> None:
+        self.bundle = bundle
+        self.metadata: Manifest = bundle.manifest
+        self.labels: tuple[str, ...] = bundle.manifest.labels
+        self._model = bundle.session(threads)
+        self._run = self._model.run
+        self._logits = bundle.manifest.scores == "logits"
+        raw = bundle.manifest.raw
+        self._raw_shape, self._raw_dtype = raw.shape, np.dtype(raw.dtype)
+        # Nothing to prepare: an array of the right kind goes straight to the session.
+        self._ready = (
+            not bundle.manifest.preprocess
+            and raw.shape == self._model.input_shape
+            and self._raw_dtype == self._model.input_dtype
+        )
+        if warm_up:
+            self._model.scores(bundle.golden.x[:1])
+
+    def predict(self, samples: npt.ArrayLike | str | os.PathLike[str]) -> Predictions:
+        """Answer for raw samples, as a camera or the data set gives them.
+
+        Args:
+            samples: one sample of shape ``metadata.raw.shape``, or several with one axis more in
+                front; or the path of an image, a folder of images or an ``.npy`` array.
+
+        Raises:
+            UserError: if the samples are not of that shape and type, or a file is not readable.
+            MissingExtraError: if an image is given and Pillow is not installed.
+        """
+        if isinstance(samples, str | os.PathLike):
+            from deploy.bundle.samples import read_samples
+
+            samples = read_samples(Path(samples), self.metadata.raw).x
+        raw = np.asarray(samples)
+        if raw.shape == self._raw_shape:
+            raw = raw[None]
+        if raw.dtype != self._raw_dtype or raw.shape[1:] != self._raw_shape:
+            raw = self._as_raw(raw)
+        if self._ready and len(raw) == 1:
+            return Predictions(self._run(raw), self.labels, logits=self._logits)
+        return Predictions(self._model.scores(raw), self.labels, logits=self._logits)
+
+    def predict_prepared(self, inputs: Array) -> Predictions:
+        """Answer for inputs ``(n, ...)`` that are preprocessed already; nothing is checked.
+
+        What comes in must be of ``metadata.input``'s shape and type. This is the road with the
+        least between a program and the session.
+        """
+        return Predictions(self._run(inputs), self.labels, logits=self._logits)
+
+    def _as_raw(self, raw: Array) -> Array:
+        """Return samples in the type that the preprocessing was made for, unless values would change."""
+        where, wanted = self._model.where, self._raw_dtype
+        if raw.ndim != 1 + len(self._raw_shape) or raw.shape[1:] != self._raw_shape:
+            raise UserError(
+                f"{where}: takes one sample of shape {self._raw_shape} or several with one axis "
+                f"more in front, got {raw.shape}"
+            )
+        if wanted.kind == "f" and raw.dtype.kind in "biuf":
+            return raw.astype(wanted)
+        if raw.dtype.kind not in "biu" or wanted.kind not in "iu":
+            raise UserError(
+                f"{where}: takes {wanted} samples as they are read, got {raw.dtype}; "
+                "give them before any scaling, or use predict_prepared"
+            )
+        limits = np.iinfo(wanted)
+        if raw.size and not (limits.min <= raw.min() and raw.max() <= limits.max):
+            raise UserError(
+                f"{where}: takes {wanted} samples, got values from {raw.min()} to {raw.max()}"
+            )
+        return raw.astype(wanted)
+
+
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, warm_up: bool = True
+) -> Runtime:
+    """Open a bundle; what it does and raises is told in ``deploy.load``."""
+    return Runtime(open_bundle(Path(path)), threads=threads, warm_up=warm_up)

@@ -1,0 +1,93 @@
+"""Samples to predict, from image files, folders of them and arrays."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.bundle.manifest import Tensor
+from deploy.errors import UserError, needs_extra
+
+Array = npt.NDArray[Any]
+
+_IMAGES = (".png", ".jpg", ".jpeg")
+_MODES = {1: "L", 3: "RGB"}
+_MOST_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Raw samples ``x`` ``(n, ...)`` and what to call each."""
+
+    x: Array
+    names: tuple[str, ...]
+
+
+def read_samples(path: Path, raw: Tensor) -> Samples:
+    """Read what a bundle can answer for.
+
+    Args:
+        path: a PNG or JPEG image, a folder of such, or an ``.npy`` file with one sample or several.
+        raw: what one sample is; images become grey or coloured to fit it, but keep their size.
+
+    Raises:
+        UserError: if a file is missing, unreadable, or of another size.
+        MissingExtraError: if an image is given and Pillow is not installed.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES)
+        if not files:
+            raise UserError(f"{path}: holds no .png or .jpg images; give a folder that does")
+        return Samples(np.stack([_image(p, raw) for p in files]), tuple(p.name for p in files))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give an image, a folder of images or an .npy array")
+    if path.suffix.lower() in _IMAGES:
+        return Samples(_image(path, raw)[None], (path.name,))
+    if path.suffix.lower() != ".npy":
+        raise UserError(f"{path}: must be a .png, .jpg or .npy file, or a folder of images")
+    array = _array(path)
+    x = array[None] if array.shape == raw.shape else array
+    return Samples(x, tuple(f"{path.name}[{index}]" for index in range(len(x))))
+
+
+def _array(path: Path) -> Array:
+    try:
+        if path.stat().st_size > _MOST_FILE_BYTES:
+            raise UserError(f"{path}: is larger than {_MOST_FILE_BYTES:,} bytes; split it")
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, TypeError, MemoryError) as error:
+        reason = "Python objects are refused" if "pickle" in str(error).lower() else str(error)
+        raise UserError(f"{path}: not a readable .npy file ({reason})") from error
+    if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise UserError(f"{path}: must hold an array of numbers")
+    return np.asarray(array)
+
+
+def _image(path: Path, raw: Tensor) -> Array:
+    """Read one image: transparency, and the orientation that a camera notes, are ignored."""
+    height, width, *rest = (*raw.shape, 0, 0)[: max(2, len(raw.shape))]
+    mode = _MODES.get(rest[0] if rest else 1)
+    if mode is None or len(raw.shape) not in {2, 3} or raw.dtype != "uint8":
+        raise UserError(
+            f"{path}: this model takes {raw.dtype} samples of shape {raw.shape}, which no image "
+            "file is; give an .npy array"
+        )
+    with needs_extra("images"):
+        from PIL import Image
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.size != (width, height):  # known from the header: nothing is unpacked yet
+                raise UserError(
+                    f"{path}: is {image.size[0]}×{image.size[1]} pixels, the model takes "
+                    f"{width}×{height}; bring it to that size first"
+                )
+            pixels = np.asarray(image.convert(mode))
+    # What Pillow's PNG and JPEG readers raise on damaged files.
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable PNG or JPEG image ({error})") from error
+    return pixels.reshape(raw.shape)

@@ -1,0 +1,44 @@
+"""The model in a bundle as a file, for those who time files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.bundle.opened import is_bundle, open_bundle
+from deploy.errors import UserError
+from deploy.record import Benched, SessionOptions, sha256_of
+
+
+def to_bench(paths: Sequence[Path], scratch: Path) -> tuple[list[Path], tuple[Benched, ...]]:
+    """Return an ONNX file for each model or bundle, and what was named by it.
+
+    Args:
+        paths: ONNX files and bundles; bundles are checked whole.
+        scratch: a folder that takes the models that come in bundles.
+
+    Raises:
+        UserError: if a file is missing, a bundle is damaged, or a bundle tells session options
+            other than those that are timed.
+    """
+    files, named = [], []
+    for index, path in enumerate(paths):
+        if is_bundle(path):
+            bundle = open_bundle(path)
+            wanted = bundle.manifest.session.disabled_optimizers
+            if wanted != SessionOptions().disabled_optimizers:
+                raise UserError(
+                    f"{path}: ships with {', '.join(wanted) or 'no optimizer'} disabled, which "
+                    "bench does not time; it would be another model"
+                )
+            bundle.session()  # refuses a model that is not what the manifest says
+            file = scratch / f"{index}-{bundle.manifest.name}.onnx"
+            file.write_bytes(bundle.model)
+            sha256, of = bundle.manifest.files["model.onnx"].sha256, bundle.id
+        elif not path.is_file():
+            raise UserError(f"{path}: no such file; give an ONNX model or a bundle")
+        else:
+            file, sha256, of = path, sha256_of(path), None
+        files.append(file)
+        named.append(Benched(path=str(path), sha256=sha256, bundle=of))
+    return files, tuple(named)
