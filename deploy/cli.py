@@ -1,4 +1,4 @@
-"""The commands that need no TensorFlow: evaluate, bench, report, doctor."""
+"""The commands that need no TensorFlow: evaluate, bench, report, bundle, selftest, predict, doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE_OR_FOLDER = click.Path(path_type=Path)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on stdout; everything else goes to stderr."
@@ -108,7 +109,7 @@ def evaluate_command(
 
 
 @cli.command("bench")
-@click.argument("models", type=FILE, nargs=-1, required=True)
+@click.argument("models", type=FILE_OR_FOLDER, nargs=-1, required=True)
 @threads_option
 @click.option("--batch", type=click.IntRange(min=1), help="Samples a call for the throughput.")
 @click.option("--processes", type=click.IntRange(min=2), help="Processes to spread sessions over.")
@@ -122,25 +123,38 @@ def bench_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Time MODELS against the first of them, interleaved, in many sessions and processes.
+    """Time MODELS, ONNX files or bundles, against the first, in many sessions and processes.
+
+    The JSON names the bytes that were timed: lightship report --add shows it beside a run.
 
     \b
     lightship bench baseline.onnx int8.onnx
+    lightship bench model.lship --json > pi4.json
     """
+    import tempfile
+
     import msgspec
 
     from deploy.bench import Bench, bench
+    from deploy.bundle.unpack import to_bench
+    from deploy.record import MachineBench
 
     asked = {"batch": batch, "processes": processes, "threads": threads}
     settings = msgspec.convert({k: v for k, v in asked.items() if v is not None}, Bench)
-    with click.progressbar(length=100, label="timing", file=sys.stderr) as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch,
+        click.progressbar(length=100, label="timing", file=sys.stderr) as bar,
+    ):
 
         def advance(done: int, total: int) -> None:
             bar.update(int(100 * done / total) - bar.pos)
 
-        measurement = bench(models, settings, seed=seed, on_progress=advance)
+        files, named = to_bench(models, Path(scratch))
+        measurement = bench(
+            files, settings, seed=seed, names=[str(model) for model in models], on_progress=advance
+        )
     if as_json:
-        print_json({"models": [str(model) for model in models], "measurement": measurement})
+        print_json(MachineBench(models=named, measurement=measurement))
         return
     width = max(len(str(model)) for model in models)
     click.echo(
@@ -159,22 +173,157 @@ def bench_command(
 
 @cli.command("report")
 @click.argument("run", type=FOLDER)
+@click.option(
+    "--add",
+    "added",
+    type=FILE,
+    multiple=True,
+    help="What bench --json printed elsewhere; the file's name becomes the machine's.",
+)
 @json_option
-def report_command(run: Path, as_json: bool) -> None:
+def report_command(run: Path, added: tuple[Path, ...], as_json: bool) -> None:
     """Write the report of a finished RUN again, from its results.json.
 
     \b
     lightship report runs/demo
+    lightship report runs/demo --add pi4.json
     """
     from deploy.report import write_report
+    from deploy.report.machines import add_machine, read_bench
     from deploy.report.results import read_results
 
     results = read_results(run / "results.json")
+    for path in added:
+        results = add_machine(results, path.stem, read_bench(path))
     write_report(results, run)
     if as_json:
         print_json(results)
     else:
         click.echo(run / "report.html")
+
+
+@cli.command("bundle")
+@click.argument("source", type=FILE_OR_FOLDER)
+@click.option("--variant", help="Which variant of a run.  [default: the verdict's choice]")
+@click.option("--data", type=FILE, help="For a single model: .npz with x and y to test it with.")
+@click.option(
+    "--out",
+    "-o",
+    type=FILE_OR_FOLDER,
+    default="model.lship",
+    show_default=True,
+    help="A .lship file, or else a folder.",
+)
+@click.option("--name", help="What the bundle is called.  [default: run and variant]")
+@click.option("--model-version", default="1.0.0", show_default=True, help="Its semantic version.")
+@click.option(
+    "--licence", default="not stated", show_default=True, help="The licence of the model."
+)
+@json_option
+def bundle_command(
+    source: Path,
+    variant: str | None,
+    data: Path | None,
+    out: Path,
+    name: str | None,
+    model_version: str,
+    licence: str,
+    as_json: bool,
+) -> None:
+    """Pack what a device needs of SOURCE, a finished run or a single ONNX model, into one file.
+
+    \b
+    lightship bundle runs/demo -o model.lship
+    lightship bundle runs/demo --variant int8 -o int8.lship
+    lightship bundle pruned.onnx --data test.npz -o pruned.lship
+    """
+    from deploy.bundle.make import Label, bundle_model, bundle_run
+
+    label = Label(name=name, version=model_version, licence=licence)
+    if source.is_dir():
+        if data is not None:
+            raise UserError(f"--data: {source} is a run and has its own test samples; leave it out")
+        bundle = bundle_run(source, out, variant=variant, label=label)
+    elif data is None or variant is not None:
+        raise UserError(
+            f"{source}: a single model needs --data and no --variant; give the run's folder for "
+            "what was measured in a run"
+        )
+    else:
+        bundle = bundle_model(source, data, out, label=label)
+    if as_json:
+        print_json({"path": str(out), "bundle": bundle.id, "manifest": bundle.manifest})
+        return
+    files = [out] if out.is_file() else sorted(out.iterdir())
+    size_bytes = sum(file.stat().st_size for file in files)
+    said = bundle.manifest
+    click.echo(f"{out}  {said.name} {said.version}, {size_bytes:,} bytes")
+
+
+@cli.command("selftest")
+@click.argument("bundle", type=FILE_OR_FOLDER)
+@threads_option
+@json_option
+def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
+    """Say whether BUNDLE is whole and this machine answers as the one that measured it.
+
+    Exit codes: 0 it passes, 1 it fails, 2 there is nothing to test, or this ONNX Runtime is too old.
+
+    \b
+    lightship selftest model.lship
+    """
+    from deploy.bundle.selftest import selftest
+
+    found = selftest(bundle, threads=threads)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(found.sentence)
+    if not found.passed:
+        click.get_current_context().exit(1)
+
+
+@cli.command("predict")
+@click.argument("bundle", type=FILE_OR_FOLDER)
+@click.argument("samples", type=FILE_OR_FOLDER)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes a sample."
+)
+@threads_option
+@json_option
+def predict_command(bundle: Path, samples: Path, top: int, threads: int, as_json: bool) -> None:
+    """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
+
+    \b
+    lightship predict model.lship digit.png
+    lightship predict model.lship digits/ --top 3 --json
+    """
+    from deploy import load
+    from deploy.bundle.samples import read_samples
+
+    runtime = load(bundle, threads=threads, warm_up=False)
+    given = read_samples(samples, runtime.metadata.raw)
+    answers = runtime.predict(given.x)
+    _ = answers.classes  # refuses NaN
+    rows = [
+        (name, [(runtime.labels[i], float(row[i])) for i in (-row).argsort(kind="stable")[:top]])
+        for name, row in zip(given.names, answers.probabilities, strict=True)
+    ]
+    if as_json:
+        print_json(
+            [
+                {
+                    "sample": name,
+                    "label": best[0][0],
+                    "top": [{"label": label, "probability": p} for label, p in best],
+                }
+                for name, best in rows
+            ]
+        )
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, best in rows:
+        click.echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
 
 
 @cli.command("doctor")

@@ -12,6 +12,7 @@ from typing import Any
 from deploy.errors import needs_extra
 from deploy.record import LayerFacts
 from deploy.report import plots, quantities
+from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.results import Results, Variant
 from deploy.report.summary import environment_facts, method, step_words
 from deploy.report.table import columns_of
@@ -81,6 +82,9 @@ def to_html(results: Results) -> str:
         layers=_layer_names(results),
         layer_of=_layer_of(results),
         notes=_notes(results),
+        machine_columns=COLUMNS,
+        machine_rows=machine_rows(results),
+        machine_words=machine_words,
         facts=environment_facts(results),
         method=method(results),
         rule=RULE,

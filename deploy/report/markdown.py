@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.results import Results
 from deploy.report.summary import environment_facts, lineage, method, step_words
 from deploy.report.table import columns_of
@@ -27,6 +28,7 @@ def to_markdown(results: Results) -> str:
         "## Variants",
         _table(table),
         f"● on the Pareto front. {method(results)} {RULE}",
+        *_other_machines(results),
         "## Lineage",
         "\n".join(
             f"{'  ' * depth}- **{_plain(variant.name)}**: {_plain(step_words(variant))}"
@@ -41,6 +43,26 @@ def to_markdown(results: Results) -> str:
         _fence(results.reproduce.recipe),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _other_machines(results: Results) -> list[str]:
+    if not results.machines:
+        return []
+    rows = [["Machine", "Variant", *COLUMNS]]
+    rows += [
+        [
+            _plain(row.machine),
+            _plain(row.variant),
+            *(" ".join(part for part in cell if part) for cell in row.cells),
+        ]
+        for row in machine_rows(results)
+    ]
+    about = [
+        f"- **{_plain(machine.name)}**: {_plain(machine_words(machine))}"
+        + "".join(f"; warning: {_plain(warning)}" for warning in machine.warnings)
+        for machine in results.machines
+    ]
+    return ["## Other machines", _table(rows), "\n".join(about)]
 
 
 def _layers(results: Results) -> list[list[str]]:

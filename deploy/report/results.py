@@ -113,6 +113,38 @@ class Training(Record, frozen=True):
     """The epoch whose weights were kept, counted from 1."""
 
 
+class MachineTimes(Record, frozen=True):
+    """What another machine saw of one variant."""
+
+    variant: str
+    p50_ms: Positive
+    p50_low_ms: Positive
+    p50_high_ms: Positive
+    p90_ms: Positive
+    p99_ms: Positive
+    speedup: Positive | None
+    """p50 of the first variant over p50 of this one, there; null where that was not timed first."""
+    speedup_low: Positive | None
+    speedup_high: Positive | None
+    throughput_per_s: Positive
+    batch: Count
+    load_ms: Positive
+    peak_rss_bytes: Count
+
+
+class Machine(Record, frozen=True):
+    """Another machine on which variants of this run were timed."""
+
+    name: str
+    """What its user calls it."""
+    environment: Environment
+    threads: Count
+    processes: Count
+    sessions_per_process: Count
+    times: tuple[MachineTimes, ...]
+    warnings: tuple[str, ...]
+
+
 class Results(Record, frozen=True):
     """The whole of ``results.json``; the first variant is the baseline."""
 
@@ -133,6 +165,8 @@ class Results(Record, frozen=True):
     """By variant; empty where nothing was trained."""
     warnings: tuple[str, ...]
     reproduce: Reproduce
+    machines: tuple[Machine, ...] = ()
+    """Other machines, as ``lightship report --add`` brought them home."""
 
     @property
     def baseline(self) -> Variant:
