@@ -35,6 +35,10 @@ One step at a time, on files:
     lightship export pruned.keras --out pruned.onnx
     lightship quantize pruned.onnx --out pruned-int8.onnx
     lightship bench pruned.onnx pruned-int8.onnx
+What a device gets, and what it does with it:
+    lightship bundle runs/demo -o model.lship
+    lightship selftest model.lship
+    lightship predict model.lship digit.png
 """
 
 
@@ -374,6 +378,8 @@ def _run(recipe: Recipe, name: str, *, out: Path | None, store: Path | None, as_
         return
     print_table(results)
     click.echo(results.verdict)
+    if (folder / pipeline.BEST).exists():
+        click.echo(folder / pipeline.BEST)
     click.echo(folder / "report.html")
 
 

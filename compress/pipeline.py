@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from compress.artifacts import (
     describe,
-    read_record,
-    record_path,
     replace_file,
     save_keras,
     save_onnx,
@@ -42,13 +40,15 @@ from compress.steps import (
 from compress.store import Store, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
 from deploy.bench import bench
+from deploy.bundle.make import bundle_run
 from deploy.evalset import EvalSet
 from deploy.evaluate import compare, evaluate, predict_classes
 from deploy.machine import this_environment, this_target
-from deploy.record import Comparison, Measurement, sha256_of
+from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
 from deploy.report import write_report
 from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training
+from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
 
 PARITY_SAMPLES = 256
@@ -57,6 +57,8 @@ PARITY_SAMPLES = 256
 _KERAS, _ONNX = "model.keras", "model.onnx"
 _HISTORY, _MEASUREMENT = "history.json", "measurement.json"
 _VARIANTS = "variants"
+BEST = "best.lship"
+"""The bundle of the verdict's choice, in the run folder."""
 
 
 class Watcher(Protocol):
@@ -149,8 +151,9 @@ def run(
 
     Args:
         recipe: what to do.
-        out: the run folder; holds ``report.html``, ``results.json``, ``recipe.toml``, ``test.npz``
-            and one folder per variant under ``variants/``.
+        out: the run folder; holds ``report.html``, ``results.json``, ``recipe.toml``, ``test.npz``,
+            one folder per variant under ``variants/`` and ``best.lship``, the bundle of the
+            verdict's choice, if there is one.
         store: where finished steps are kept.
         watcher: hears how the run gets on.
         command: the command line that reproduces the run, for the report.
@@ -180,8 +183,12 @@ def run(
         reproduce=Reproduce(command=command, recipe=to_toml(recipe)),
         history=making.histories(),
     )
+    (out / BEST).unlink(missing_ok=True)  # an earlier run's choice
     _publish(folders, recipe, task, out)
     write_report(results, out)
+    best = best_variant(results)
+    if best is not None:
+        bundle_run(out, out / BEST, variant=best.name)
     return results
 
 
