@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,18 @@ def _array(path: Path) -> Array:
         if path.stat().st_size > _MOST_FILE_BYTES:
             raise UserError(f"{path}: is larger than {_MOST_FILE_BYTES:,} bytes; split it")
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, MemoryError) as error:
-        reason = "Python objects are refused" if "pickle" in str(error).lower() else str(error)
+    # What numpy's header reader, a parser of Python literals, meets in foreign bytes.
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        SyntaxError,
+        TypeError,
+        TokenError,
+        MemoryError,
+    ) as error:
+        objects = "Python objects" in str(error) or "pickle" in str(error)
+        reason = "Python objects are refused" if objects else str(error)
         raise UserError(f"{path}: not a readable .npy file ({reason})") from error
     if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in "biuf":
         raise UserError(f"{path}: must hold an array of numbers")
