@@ -46,6 +46,10 @@ VIOLATIONS = {
         "lint-imports", "deploy/evaluate.py", "import numpy as np\n",
         "import numpy as np\n\nimport compress.store\n", "never reaches back",
     ),
+    "a device that loads the report": (
+        "lint-imports", "deploy/bundle/opened.py", "import msgspec\n",
+        "import msgspec\n\nimport deploy.report.verdict\n", "knows nothing of runs",
+    ),
     "a technique that imports another": (
         "lint-imports", "compress/quantize/kernels.py", "import onnxruntime as ort\n",
         "import onnxruntime as ort\n\nimport compress.prune.magnitude\n", "compress: downward only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from deploy.bundle.opened import Bundle, open_bundle
 from deploy.errors import UserError
 
 Array = npt.NDArray[Any]
+
+_NAN = "the model answered NaN; look for NaN or huge numbers in the samples"
 
 
 class Predictions:
@@ -43,7 +46,7 @@ class Predictions:
         best: npt.NDArray[np.int64] = self.scores.argmax(axis=1)
         # argmax stops at the first NaN, so a NaN anywhere in a row is the score it points at.
         if np.isnan(self.scores[np.arange(len(best)), best]).any():
-            raise UserError("the model answered NaN; look for NaN or huge numbers in the samples")
+            raise UserError(_NAN)
         return best
 
     @property
@@ -66,9 +69,9 @@ class Predictions:
 
         Raises:
             ValueError: if there are more samples than one.
+            UserError: if a score is NaN.
         """
-        (label,) = self.labels
-        return label
+        return self._names[self._only()]
 
     @property
     def probability(self) -> float:
@@ -76,9 +79,21 @@ class Predictions:
 
         Raises:
             ValueError: if there are more samples than one.
+            UserError: if a score is NaN.
         """
-        (row,) = self.probabilities
-        return float(row[self.classes[0]])
+        best = self._only()
+        if self._logits:
+            return float(self.probabilities[0, best])
+        return float(self.scores[0, best])
+
+    def _only(self) -> int:
+        """Return the class of the only sample, at a third of what ``classes`` takes."""
+        if len(self.scores) != 1:
+            raise ValueError(f"needs the answer to one sample, got {len(self.scores)}: see labels")
+        best = int(self.scores.argmax())
+        if math.isnan(self.scores[0, best]):
+            raise UserError(_NAN)
+        return best
 
 
 class Runtime:

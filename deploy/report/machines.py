@@ -66,7 +66,8 @@ def add_machine(results: Results, name: str, bench: MachineBench) -> Results:
     Raises:
         UserError: if a model is none of the run's variants.
     """
-    variants = {variant.sha256: variant.name for variant in results.variants}
+    # Of variants with equal bytes, the first gives its name.
+    variants = {variant.sha256: variant.name for variant in reversed(results.variants)}
     strange = [model.path for model in bench.models if model.sha256 not in variants]
     if strange:
         raise UserError(

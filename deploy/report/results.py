@@ -211,8 +211,10 @@ def read_results(path: Path) -> Results:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of ``results.json``, as kept in ``docs/results.schema.json``."""
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lightship results.json",
         **msgspec.json.schema(Results),
     }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(schema))  # tuples become lists
+    return plain

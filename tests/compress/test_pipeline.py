@@ -11,10 +11,13 @@ import pytest
 from compress import pipeline
 from compress.recipe import parse_recipe
 from compress.store import Store
+from deploy.bundle.opened import open_bundle
+from deploy.bundle.selftest import selftest
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
 from deploy.record import sha256_of
 from deploy.report.results import read_results
+from deploy.report.verdict import best_variant
 from deploy.session import open_model
 
 RECIPE = """
@@ -112,7 +115,15 @@ def test_a_run_lays_out_report_models_recipe_and_test_samples(finished):
     models = {f"variants/{name}/model.onnx" for name in ("baseline", "pruned", "int8")}
     records = {f"{model}.json" for model in models}
     tables = {"report.html", "report.md", "results.csv", "results.json"}
-    assert made == models | records | tables | {"recipe.toml", "test.npz"}
+    assert made == models | records | tables | {"recipe.toml", "test.npz", "best.lship"}
+
+
+def test_a_run_ends_with_a_bundle_of_the_verdicts_choice_that_passes_its_self_test(finished):
+    out, _, results, _ = finished
+    best = best_variant(results)
+    assert open_bundle(out / "best.lship").manifest.lineage.variant == best.name
+    assert open_bundle(out / "best.lship").manifest.accuracy.accuracy.value == best.accuracy
+    assert selftest(out / "best.lship").passed
 
 
 def test_results_are_what_was_written(finished):
@@ -212,6 +223,7 @@ def test_a_variant_that_left_the_recipe_leaves_the_run_folder(finished, recipe, 
     run(recipe, tmp_path / "out", store)
     run(msgspec.structs.replace(recipe, variants=()), tmp_path / "out", store)
     assert [folder.name for folder in (tmp_path / "out/variants").iterdir()] == ["baseline"]
+    assert not (tmp_path / "out/best.lship").exists()
 
 
 def start(recipe_file, out):
