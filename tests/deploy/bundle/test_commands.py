@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from deploy.bundle.container import write_container
 from deploy.bundle.opened import open_bundle
 from deploy.cli import cli
 from deploy.record import MachineBench
 from deploy.report.results import read_results
 from tests.deploy.bundle import tiny
+from tests.deploy.bundle.test_opened import rebuilt, replaced
 
 
 def invoke(*words):
@@ -131,3 +133,9 @@ def test_bench_refuses_a_damaged_bundle_and_a_missing_one(lship, tmp_path):
     assert result.exit_code == 2
     assert "error: " in result.stderr
     assert "no such file; give" in invoke("bench", tmp_path / "none.onnx").stderr
+
+
+def test_bench_refuses_options_that_it_would_not_time(lship, tmp_path):
+    files = rebuilt(lship, replaced("session", disabled_optimizers=("ConstantFolding",)))
+    write_container(files, tmp_path / "other.lship")
+    assert "ships with ConstantFolding disabled" in invoke("bench", tmp_path / "other.lship").stderr

@@ -73,8 +73,16 @@ OUTSIDE = (
         _bytes(1, _bytes(5, _bytes(5, OUTSIDE))),
         _bytes(1, _bytes(5, _bytes(6, _bytes(5, OUTSIDE)))),
         _bytes(5, _bytes(8, b"w") + _int(14, 1)),
+        _bytes(5, _bytes(8, b"w") + _bytes(13, _bytes(1, b"location"))),
     ],
-    ids=["initializer", "sparse initializer", "attribute", "graph in a node", "no path"],
+    ids=[
+        "initializer",
+        "sparse initializer",
+        "attribute",
+        "graph in a node",
+        "no path",
+        "a path alone",
+    ],
 )
 def test_weights_in_another_file_are_found_wherever_they_hide(graph):
     with pytest.raises(UserError, match="keeps weights in another file"):

@@ -9,7 +9,7 @@ from deploy.bundle.selftest import selftest
 from deploy.errors import BundleError, UserError
 from tests.deploy import tiny_onnx
 from tests.deploy.bundle import tiny
-from tests.deploy.bundle.test_opened import rebuilt
+from tests.deploy.bundle.test_opened import rebuilt, replaced
 
 
 def test_a_sound_bundle_passes(lship, folder):
@@ -51,6 +51,24 @@ def test_a_nan_fails(lship, tmp_path):
     write_container(rebuilt(lship, **{MODEL: broken}), tmp_path / "nan.lship")
     found = selftest(tmp_path / "nan.lship")
     assert (found.passed, found.largest_difference) == (False, None)
+
+
+def test_a_nan_fails_even_where_a_nan_is_expected(lship, tmp_path):
+    broken = tiny_onnx.linear(np.eye(3) * np.nan, metadata=tiny.ABOUT.to_props())
+    x = open_bundle(lship).golden.x
+    golden = encode_golden(Golden(x=x, scores=np.full((12, 3), np.nan, np.float32)))
+    write_container(rebuilt(lship, **{MODEL: broken, GOLDEN: golden}), tmp_path / "nan.lship")
+    found = selftest(tmp_path / "nan.lship")
+    assert (found.passed, found.same_class) == (False, 12)
+
+
+def test_another_class_fails_however_wide_the_tolerance(lship, tmp_path):
+    golden = open_bundle(lship).golden
+    turned = encode_golden(Golden(x=golden.x, scores=golden.scores[:, [1, 2, 0]].copy()))
+    wide = replaced("golden", tolerance=100.0)
+    write_container(rebuilt(lship, wide, **{GOLDEN: turned}), tmp_path / "wide.lship")
+    found = selftest(tmp_path / "wide.lship")
+    assert (found.passed, found.same_class) == (False, 0)
 
 
 def test_a_damaged_bundle_fails_and_is_believed_in_nothing(lship, tmp_path):
