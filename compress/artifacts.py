@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -14,6 +15,7 @@ import numpy as np
 from compress.data.task import Task
 from compress.export.facts import layer_facts
 from compress.export.metadata import with_metadata
+from compress.networks.named_layers import named_layers
 from deploy.errors import UserError
 from deploy.preprocess import Preprocess
 from deploy.record import Artifact, LayerFacts, gzip_bytes_of, sha256_of
@@ -84,7 +86,12 @@ def save_keras(
     """
     if path.suffix != ".keras":
         raise UserError(f"--out: a Keras model must end in .keras, got {path}")
-    replace_file(path, model.save)
+    # The optimizer's state is two more copies of the weights, and no step goes on from it.
+    optimizer, model.optimizer = model.optimizer, None
+    try:
+        replace_file(path, model.save)
+    finally:
+        model.optimizer = optimizer
     return _save_record("keras", path, about, seed, _keras_layer_facts(model, notes))
 
 
@@ -139,7 +146,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         UserError: if the folder cannot be written or the disk is full.
     """
     # The suffix stays at the end, because Keras chooses its format by it.
-    aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    aside = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
@@ -147,7 +154,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what stopped the writing was said already
+            aside.unlink(missing_ok=True)
 
 
 def _save_record(
@@ -172,20 +180,17 @@ def _save_record(
 def _keras_layer_facts(model: Any, notes: Mapping[str, str]) -> tuple[LayerFacts, ...]:
     """Describe every layer of a tf-keras model that has a kernel, also in models inside it."""
     facts: list[LayerFacts] = []
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            facts.extend(_keras_layer_facts(layer, notes))
-            continue
+    for name, layer in named_layers(model):
         kernels = [w.numpy() for w in layer.trainable_weights if len(w.shape) > 1]
         if kernels:
             facts.append(
                 LayerFacts(
-                    name=layer.name,
+                    name=name,
                     kind=type(layer).__name__,
                     parameters=sum(kernel.size for kernel in kernels),
                     zeros=sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels),
                     bits=8 * kernels[0].itemsize,
-                    note=notes.get(layer.name),
+                    note=notes.get(name),
                 )
             )
     return tuple(facts)
