@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -79,13 +80,7 @@ def save_onnx(
 def save_keras(
     model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
 ) -> Artifact:
-    """Write a tf-keras model, and its record beside it as ``PATH.json``; as ``save_onnx``.
-
-    Raises:
-        UserError: if ``path`` does not end in ``.keras``.
-    """
-    if path.suffix != ".keras":
-        raise UserError(f"--out: a Keras model must end in .keras, got {path}")
+    """Write a tf-keras model, and its record beside it as ``PATH.json``; as ``save_onnx``."""
     # The optimizer's state is two more copies of the weights, and no step goes on from it.
     optimizer, model.optimizer = model.optimizer, None
     try:
@@ -116,18 +111,47 @@ def read_record(path: Path) -> Artifact:
     return record
 
 
-def preprocess_of(path: Path) -> Preprocess | None:
-    """Return the preprocessing that a model file was made for, or None if nothing says it.
+def preprocess_of(path: Path) -> Preprocess:
+    """Return the preprocessing that a model file was made for.
 
-    An ONNX model says it itself, a Keras model in the record beside it.
+    An ONNX model of ours says it itself, a Keras model of ours in the record beside it.
 
     Raises:
-        UserError: if the file, or the record beside it, cannot be read.
+        UserError: if nothing says it, or the file or its record cannot be read.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a model")
     if path.suffix == ".onnx":
         about = open_model(path).metadata
-        return about.preprocess if about.versions else None
-    return read_record(path).preprocess if record_path(path).exists() else None
+        if about.versions:
+            return about.preprocess
+    elif record_path(path).exists():
+        return read_record(path).preprocess
+    raise UserError(
+        f"{path}: nothing says how its samples were preprocessed; a model of lightship's says so, "
+        f"with {record_path(path).name} beside it; of another, give --preprocess default, none or a "
+        f"JSON list"
+    )
+
+
+def require_place(path: Path, *, suffix: str, other_than: Path | None = None) -> None:
+    """Refuse a place for a result before the work, not after it.
+
+    Raises:
+        UserError: if the path does not end in ``suffix``, is the file that the result is made
+            from, is a folder, or cannot be written.
+    """
+    if path.suffix != suffix:
+        raise UserError(f"--out: must end in {suffix}, got {path}")
+    if other_than is not None and path.resolve() == other_than.resolve():
+        raise UserError(f"--out: {path} is the model itself; give the result a name of its own")
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; give a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"--out: {path} cannot be written: {parent} is no folder that you may write"
+        )
 
 
 def record_path(path: Path) -> Path:
