@@ -8,7 +8,6 @@ from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.prune.magnitude import MagnitudePrune, magnitude_prune, why_not_pruned
-from compress.quantize.kernels import why_not_int8
 from compress.quantize.post_training import (
     OnnxStep,
     QuantizeDynamic,
@@ -22,6 +21,7 @@ from compress.quantize.post_training import (
     why_not_quantized,
 )
 from compress.train.fit import History, OnEpoch
+from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
 KerasStep = MagnitudePrune

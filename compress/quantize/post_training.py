@@ -17,9 +17,9 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from compress.data.task import Task
-from compress.graph import Weighted, array_of, attributes, consumers, producers, weighted_nodes
 from compress.quantize.calibrate import Calibration, calibrate
 from deploy.errors import UserError, needs_extra
+from deploy.graph import Weighted, array_of, attributes, consumers, producers, weighted_nodes
 from deploy.machine import Target, this_target
 
 Array = npt.NDArray[Any]
