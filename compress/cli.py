@@ -272,6 +272,14 @@ def export(
     help="For static: the device.  [default: this machine]",
 )
 @click.option("--exclude", multiple=True, metavar="LAYER", help="For static: leave it in float.")
+@click.option(
+    "--exclude-type", multiple=True, metavar="TYPE", help="For static: Conv, DepthwiseConv, Add …"
+)
+@click.option(
+    "--exclusion",
+    type=click.Choice(["session-option", "structural"]),
+    help="For static: what keeps excluded layers in float, whoever opens the file.",
+)
 @out_option("quantized.onnx")
 @json_option
 def quantize(
@@ -280,6 +288,8 @@ def quantize(
     calibration: str | None,
     target: str | None,
     exclude: tuple[str, ...],
+    exclude_type: tuple[str, ...],
+    exclusion: str | None,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -294,7 +304,13 @@ def quantize(
     from compress.quantize.post_training import OnnxStep
     from compress.steps import onnx_step, reasons_left_alone
 
-    asked = {"calibration": calibration, "target": target, "exclude": exclude or None}
+    asked = {
+        "calibration": calibration,
+        "target": target,
+        "exclude": exclude or None,
+        "exclude_types": exclude_type or None,
+        "exclusion": exclusion and exclusion.replace("-", "_"),
+    }
     given = {name: value for name, value in asked.items() if value is not None}
     name = kind if kind == "float16" else f"quantize_{kind.replace('-', '_')}"
     step = _convert({"kind": name, **given}, OnnxStep)
