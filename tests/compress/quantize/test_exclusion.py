@@ -74,6 +74,24 @@ def test_an_excluded_layer_that_became_int8_all_the_same_is_refused_by_name(monk
         static(exclude=("conv",), exclusion="structural")
 
 
+def test_an_excluded_layer_keeps_a_bias_that_it_shared_with_an_int8_layer():
+    """The quantizer would hand it the other layer's bias, rounded to int32 steps."""
+    model = network()
+    next(node for node in model.graph.node if node.name == "conv").input[2] = "stem/bias"
+    step = QuantizeStatic(target=VNNI, exclude=("conv",))
+    quantized = quantize_static(model, step, task_with(images()))
+    bias = next(node for node in quantized.graph.node if node.name == "conv").input[2]
+    constants = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    expected = next(tensor for tensor in model.graph.initializer if tensor.name == "stem/bias")
+    assert constants[bias].raw_data == expected.raw_data
+    conv = next(
+        node for node in optimized(quantized, target=VNNI).graph.node if node.op_type == "Conv"
+    )
+    assert conv.input[2] not in {
+        name for node in optimized(quantized, target=VNNI).graph.node for name in node.output
+    }
+
+
 def test_layers_are_excluded_by_type():
     step = QuantizeStatic(target=VNNI, exclude_types=("Conv",))
     assert why_not_quantized(network(), step) == {
