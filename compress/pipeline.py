@@ -41,6 +41,7 @@ from compress.steps import (
 )
 from compress.store import Store, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from deploy.audit import audit
 from deploy.bench import bench
 from deploy.evalset import EvalSet
 from deploy.evaluate import compare, evaluate, predict_classes
@@ -341,6 +342,7 @@ class _Making:
                 evaluation=evaluate(predicted[name], y, classes=classes),
                 against_parent=against(name, stage.parent),
                 against_baseline=against(name, BASELINE if stage.parent else None),
+                audit=audit(folders[name] / _ONNX, self.recipe.bench.session, timed=False),
             )
             for name, stage in self.stages.items()
         ]
