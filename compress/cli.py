@@ -310,6 +310,14 @@ def export(
     help="For static: the device.  [default: this machine]",
 )
 @click.option("--exclude", multiple=True, metavar="LAYER", help="For static: leave it in float.")
+@click.option(
+    "--exclude-type", multiple=True, metavar="TYPE", help="For static: Conv, DepthwiseConv, Add …"
+)
+@click.option(
+    "--exclusion",
+    type=click.Choice(["session-option", "structural"]),
+    help="For static: what keeps excluded layers in float, whoever opens the file.",
+)
 @out_option("quantized.onnx")
 @json_option
 def quantize(
@@ -318,6 +326,8 @@ def quantize(
     calibration: str | None,
     target: str | None,
     exclude: tuple[str, ...],
+    exclude_type: tuple[str, ...],
+    exclusion: str | None,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -333,7 +343,13 @@ def quantize(
     from compress.steps import onnx_step, reasons_left_alone
 
     require_place(out, suffix=".onnx", other_than=model)
-    asked = {"calibration": calibration, "target": target, "exclude": exclude or None}
+    asked = {
+        "calibration": calibration,
+        "target": target,
+        "exclude": exclude or None,
+        "exclude_types": exclude_type or None,
+        "exclusion": exclusion and exclusion.replace("-", "_"),
+    }
     given = {name: value for name, value in asked.items() if value is not None}
     name = kind if kind == "float16" else f"quantize_{kind.replace('-', '_')}"
     step = _convert({"kind": name, **given}, OnnxStep)

@@ -43,6 +43,7 @@ from compress.steps import (
 )
 from compress.store import Store, code_digest, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from deploy.audit import audit
 from deploy.bench import bench
 from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
@@ -70,11 +71,11 @@ _TRAINING_CODE = (
 )
 _EXPORT_CODE = (
     "compress/export",
-    "compress/graph.py",
+    "deploy/graph.py",
     "compress/artifacts.py",
     "compress/steps.py",
 )
-_QUANTIZE_CODE = (*_EXPORT_CODE[1:], "compress/quantize")
+_QUANTIZE_CODE = (*_EXPORT_CODE[1:], "compress/quantize", "deploy/kernels.py")
 
 
 class Watcher(Protocol):
@@ -401,6 +402,7 @@ class _Making:
                 evaluation=evaluate(predicted[name], y, classes=classes),
                 against_parent=against(name, stage.parent),
                 against_baseline=against(name, BASELINE if stage.parent else None),
+                audit=audit(folders[name] / _ONNX, self.recipe.bench.session, timed=False),
             )
             for name, stage in self.stages.items()
         ]

@@ -15,7 +15,6 @@ from compress.prune.magnitude import (
     magnitude_prune,
     why_not_pruned,
 )
-from compress.quantize.kernels import why_not_int8
 from compress.quantize.post_training import (
     OnnxStep,
     QuantizeDynamic,
@@ -30,6 +29,7 @@ from compress.quantize.post_training import (
 )
 from compress.train.fit import History, OnEpoch
 from deploy.errors import UserError
+from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
 KerasStep = MagnitudePrune

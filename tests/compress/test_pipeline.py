@@ -143,6 +143,12 @@ def test_the_accuracy_in_the_results_is_that_of_the_file_on_the_test_samples(fin
         assert variant.accuracy == np.mean(predicted == samples.y)
 
 
+def test_every_variant_says_what_of_it_runs_in_int8(finished):
+    seen = {v.name: (v.int8_layers, v.weighted_layers, v.macs) for v in finished[2].variants}
+    macs = 64 * 16 + 16 * 3
+    assert seen == {"baseline": (0, 2, macs), "pruned": (0, 2, macs), "int8": (2, 2, macs)}
+
+
 def test_the_models_learned_something(finished):
     assert all(variant.accuracy > 0.8 for variant in finished[2].variants)
 
