@@ -1,5 +1,6 @@
 """Every gate of scripts/check fails on a planted violation, and passes without."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def copy(tmp_path_factory):
     )
     shutil.copytree(ROOT, folder, ignore=ignored)
     return folder
+
+
+def test_the_quantizer_of_onnx_runtime_lives_in_one_room():
+    """import-linter sees an outside package as a whole, so this arrow is held here."""
+    rooms = [*(ROOT / "compress").rglob("*.py"), *(ROOT / "deploy").rglob("*.py")]
+    users = {
+        path.relative_to(ROOT).parts[:2]
+        for path in rooms
+        if re.search(r"(from|import) onnxruntime\.quantization", path.read_text(encoding="utf-8"))
+    }
+    assert users == {("compress", "quantize")}
 
 
 def run(gate, folder):
