@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -14,6 +16,7 @@ import numpy as np
 from compress.data.task import Task
 from compress.export.facts import layer_facts
 from compress.export.metadata import with_metadata
+from compress.networks.named_layers import named_layers
 from deploy.errors import UserError
 from deploy.preprocess import Preprocess
 from deploy.record import (
@@ -84,29 +87,57 @@ def save_onnx(
 def save_keras(
     model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
 ) -> Artifact:
-    """Write a tf-keras model, and its record beside it as ``PATH.json``; as ``save_onnx``.
-
-    Raises:
-        UserError: if ``path`` does not end in ``.keras``.
-    """
-    if path.suffix != ".keras":
-        raise UserError(f"--out: a Keras model must end in .keras, got {path}")
-    replace_file(path, model.save)
+    """Write a tf-keras model, and its record beside it as ``PATH.json``; as ``save_onnx``."""
+    # The optimizer's state is two more copies of the weights, and no step goes on from it.
+    optimizer, model.optimizer = model.optimizer, None
+    try:
+        replace_file(path, model.save)
+    finally:
+        model.optimizer = optimizer
     return _save_record("keras", path, about, seed, _keras_layer_facts(model, notes))
 
 
-def preprocess_of(path: Path) -> Preprocess | None:
-    """Return the preprocessing that a model file was made for, or None if nothing says it.
+def preprocess_of(path: Path) -> Preprocess:
+    """Return the preprocessing that a model file was made for.
 
-    An ONNX model says it itself, a Keras model in the record beside it.
+    An ONNX model of ours says it itself, a Keras model of ours in the record beside it.
 
     Raises:
-        UserError: if the file, or the record beside it, cannot be read.
+        UserError: if nothing says it, or the file or its record cannot be read.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a model")
     if path.suffix == ".onnx":
         about = open_model(path).metadata
-        return about.preprocess if about.versions else None
-    return read_record(path).preprocess if record_path(path).exists() else None
+        if about.versions:
+            return about.preprocess
+    elif record_path(path).exists():
+        return read_record(path).preprocess
+    raise UserError(
+        f"{path}: nothing says how its samples were preprocessed; a model of lightship's says so, "
+        f"with {record_path(path).name} beside it; of another, give --preprocess default, none or a "
+        f"JSON list"
+    )
+
+
+def require_place(path: Path, *, suffix: str, other_than: Path | None = None) -> None:
+    """Refuse a place for a result before the work, not after it.
+
+    Raises:
+        UserError: if the path does not end in ``suffix``, is the file that the result is made
+            from, is a folder, or cannot be written.
+    """
+    if path.suffix != suffix:
+        raise UserError(f"--out: must end in {suffix}, got {path}")
+    if other_than is not None and path.resolve() == other_than.resolve():
+        raise UserError(f"--out: {path} is the model itself; give the result a name of its own")
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; give a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"--out: {path} cannot be written: {parent} is no folder that you may write"
+        )
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -116,7 +147,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         UserError: if the folder cannot be written or the disk is full.
     """
     # The suffix stays at the end, because Keras chooses its format by it.
-    aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    aside = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
@@ -124,7 +155,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what stopped the writing was said already
+            aside.unlink(missing_ok=True)
 
 
 def _save_record(
@@ -149,20 +181,17 @@ def _save_record(
 def _keras_layer_facts(model: Any, notes: Mapping[str, str]) -> tuple[LayerFacts, ...]:
     """Describe every layer of a tf-keras model that has a kernel, also in models inside it."""
     facts: list[LayerFacts] = []
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            facts.extend(_keras_layer_facts(layer, notes))
-            continue
+    for name, layer in named_layers(model):
         kernels = [w.numpy() for w in layer.trainable_weights if len(w.shape) > 1]
         if kernels:
             facts.append(
                 LayerFacts(
-                    name=layer.name,
+                    name=name,
                     kind=type(layer).__name__,
                     parameters=sum(kernel.size for kernel in kernels),
                     zeros=sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels),
                     bits=8 * kernels[0].itemsize,
-                    note=notes.get(layer.name),
+                    note=notes.get(name),
                 )
             )
     return tuple(facts)

@@ -12,7 +12,7 @@ import click
 import deploy.cli
 from compress.quiet import quiet_tensorflow
 from deploy.cli import FILE, FOLDER, Commands, json_option, print_json
-from deploy.errors import needs_extra
+from deploy.errors import UserError, needs_extra
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ From data to a report in one command:
     lightship run lenet_5 --out runs/lenet_5
 One step at a time, on files:
     lightship train --data mnist-sample --network lenet_5 --out lenet.keras
-    lightship prune lenet.keras --final-sparsity 0.9 --out pruned.keras
-    lightship export pruned.keras --out pruned.onnx
-    lightship quantize pruned.onnx --out pruned-int8.onnx
+    lightship prune lenet.keras --data mnist-sample --out pruned.keras
+    lightship export pruned.keras --data mnist-sample --out pruned.onnx
+    lightship quantize pruned.onnx --data mnist-sample --out pruned-int8.onnx
     lightship bench pruned.onnx pruned-int8.onnx
 What a device gets, and what it does with it:
     lightship bundle runs/demo -o model.lship
@@ -66,6 +66,19 @@ def data_options(command: Command) -> Command:
             "--label-column", metavar="NAME", help="The column of a csv: that is the class."
         ),
         click.option("--train-samples", type=click.IntRange(min=1), help="Use only so many."),
+        click.option(
+            "--preprocess",
+            metavar="SPEC",
+            help="How samples become inputs: default, none, or a JSON list as in a recipe.  "
+            "[default: what the model says; of a new model, default]",
+        ),
+        click.option(
+            "--split-seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Which samples train and which test; keep it the same for all steps.",
+        ),
         seed_option,
     )
     for option in reversed(options):
@@ -103,6 +116,18 @@ def out_option(default: str) -> Callable[[Command], Command]:
     )
 
 
+def recipe_options(command: Command) -> Command:
+    """Add the options that stand in for a recipe's own settings."""
+    options = (
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Instead of the recipe's."),
+        click.option("--threads", type=click.IntRange(min=1), help="Instead of the recipe's."),
+        click.option("--remeasure", is_flag=True, help="Time again what was timed before."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True
 )
@@ -112,21 +137,29 @@ trust_option = click.option(
 
 
 @cli.command()
-@click.option("--out", type=FOLDER, default="runs/demo", show_default=True, help="The run folder.")
+@click.option("--out", type=FOLDER, help="The run folder.  [default: runs/demo]")
+@recipe_options
 @json_option
-def demo(out: Path, as_json: bool) -> None:
+def demo(
+    out: Path | None, seed: int | None, threads: int | None, remeasure: bool, as_json: bool
+) -> None:
     """Compress LeNet-5 on the embedded sample of MNIST: minutes, no network."""
-    _run(_resolved("demo", seed=None, threads=None), "demo", out=out, store=None, as_json=as_json)
+    recipe = _resolved("demo", seed=seed, threads=threads)
+    folder, store = _folders(recipe, out, None, seed=seed)
+    _run(recipe, "demo", out=folder, store=store, remeasure=remeasure, as_json=as_json)
 
 
 @cli.command()
 @click.argument("recipe")
-@click.option("--out", type=FOLDER, help="The run folder.  [default: runs/NAME]")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="The run folder.  [default: runs/NAME, with --seed N runs/NAME-seed-N]",
+)
 @click.option(
     "--store", type=FOLDER, help="Finished steps.  [default: .store beside the run folder]"
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Instead of the recipe's.")
-@click.option("--threads", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@recipe_options
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what is done already.")
 @json_option
 def run(
@@ -135,6 +168,7 @@ def run(
     store: Path | None,
     seed: int | None,
     threads: int | None,
+    remeasure: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -148,10 +182,11 @@ def run(
     lightship run my_recipe.toml --out runs/mine --dry-run
     """
     resolved = _resolved(recipe, seed=seed, threads=threads)
+    folder, kept = _folders(resolved, out, store, seed=seed)
     if dry_run:
-        _dry_run(resolved, out=out, store=store, as_json=as_json)
+        _dry_run(resolved, out=folder, store=kept, as_json=as_json)
     else:
-        _run(resolved, recipe, out=out, store=store, as_json=as_json)
+        _run(resolved, recipe, out=folder, store=kept, remeasure=remeasure, as_json=as_json)
 
 
 @cli.command()
@@ -172,10 +207,11 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     \b
     lightship train --data mnist-sample --network lenet_5 --epochs 5 --out lenet.keras
     """
-    from compress.artifacts import save_keras
+    from compress.artifacts import require_place, save_keras
     from compress.networks import parse_network
     from compress.pipeline import baseline, baseline_step
 
+    require_place(out, suffix=".keras")
     chosen, fit, seed = (
         parse_network(network, trust_code=trust_code),
         _fit(options),
@@ -211,11 +247,12 @@ def prune(
     \b
     lightship prune lenet.keras --data mnist-sample --final-sparsity 0.9 --out pruned.keras
     """
-    from compress.artifacts import save_keras
+    from compress.artifacts import require_place, save_keras
     from compress.networks import load_keras
     from compress.prune.magnitude import MagnitudePrune
     from compress.steps import keras_step, reasons_left_alone
 
+    require_place(out, suffix=".keras", other_than=model)
     asked = {"final_sparsity": final_sparsity, "skip": skip, "fine_tune": _fit(options)}
     step = _convert({"kind": "magnitude_prune", **asked}, MagnitudePrune)
     task, seed = _task(options, like=model), options["seed"]
@@ -242,13 +279,14 @@ def export(
     \b
     lightship export pruned.keras --data mnist-sample --out pruned.onnx
     """
-    from compress.artifacts import save_onnx
+    from compress.artifacts import require_place, save_onnx
     from compress.export.proven import Export
     from compress.export.proven import export as proven_export
     from compress.networks import load_keras
     from compress.pipeline import PARITY_SAMPLES
 
-    settings = _convert({"opset": opset} if opset else {}, Export)
+    require_place(out, suffix=".onnx", other_than=model)
+    settings = _convert({"opset": opset} if opset is not None else {}, Export)
     task = _task(options, like=model)
     exported = proven_export(
         load_keras(model, trust_code=trust_code), settings, task.validation.x[:PARITY_SAMPLES]
@@ -276,6 +314,14 @@ def export(
     help="For static: the device.  [default: this machine]",
 )
 @click.option("--exclude", multiple=True, metavar="LAYER", help="For static: leave it in float.")
+@click.option(
+    "--exclude-type", multiple=True, metavar="TYPE", help="For static: Conv, DepthwiseConv, Add …"
+)
+@click.option(
+    "--exclusion",
+    type=click.Choice(["session-option", "structural"]),
+    help="For static: what keeps excluded layers in float, whoever opens the file.",
+)
 @out_option("quantized.onnx")
 @json_option
 def quantize(
@@ -284,6 +330,8 @@ def quantize(
     calibration: str | None,
     target: str | None,
     exclude: tuple[str, ...],
+    exclude_type: tuple[str, ...],
+    exclusion: str | None,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -293,12 +341,19 @@ def quantize(
     \b
     lightship quantize pruned.onnx --data mnist-sample --out pruned-int8.onnx
     """
-    from compress.artifacts import save_onnx
+    from compress.artifacts import require_place, save_onnx
     from compress.export.metadata import load_onnx
     from compress.quantize.post_training import OnnxStep
     from compress.steps import onnx_step, reasons_left_alone
 
-    asked = {"calibration": calibration, "target": target, "exclude": exclude or None}
+    require_place(out, suffix=".onnx", other_than=model)
+    asked = {
+        "calibration": calibration,
+        "target": target,
+        "exclude": exclude or None,
+        "exclude_types": exclude_type or None,
+        "exclusion": exclusion and exclusion.replace("-", "_"),
+    }
     given = {name: value for name, value in asked.items() if value is not None}
     name = kind if kind == "float16" else f"quantize_{kind.replace('-', '_')}"
     step = _convert({"kind": name, **given}, OnnxStep)
@@ -350,54 +405,62 @@ def _resolved(name: str, *, seed: int | None, threads: int | None) -> Recipe:
     return recipe if seed is None else msgspec.structs.replace(recipe, seed=seed)
 
 
-def _folders(recipe: Recipe, out: Path | None, store: Path | None) -> tuple[Path, Path]:
-    """Return the run folder and the store."""
-    run_folder = out or Path("runs") / recipe.name
-    return run_folder, store or run_folder.parent / ".store"
+def _folders(
+    recipe: Recipe, out: Path | None, store: Path | None, *, seed: int | None
+) -> tuple[Path, Path]:
+    """Return the run folder and the store; another seed than the recipe's gets its own folder."""
+    name = recipe.name if seed is None else f"{recipe.name}-seed-{seed}"
+    folder = out or Path("runs") / name
+    return folder, store or folder.parent / ".store"
 
 
-def _run(recipe: Recipe, name: str, *, out: Path | None, store: Path | None, as_json: bool) -> None:
+def _run(
+    recipe: Recipe, name: str, *, out: Path, store: Path, remeasure: bool, as_json: bool
+) -> None:
     """Carry a recipe out, print its table and its verdict, and say where the report is."""
-    from compress import pipeline
+    with needs_extra("compress"):
+        from compress import pipeline
     from compress.progress import ConsoleWatcher, print_table
     from compress.store import Store
 
-    folder, kept = _folders(recipe, out, store)
     command = f"lightship run {name} --seed {recipe.seed} --threads {recipe.bench.threads}"
     with ConsoleWatcher(variants=1 + len(recipe.variants)) as watcher:
         results = pipeline.run(
             recipe,
-            out=folder,
-            store=Store(kept),
+            out=out,
+            store=Store(store),
             watcher=watcher,
             command=command,
             now=datetime.now(timezone.utc),
+            remeasure=remeasure,
         )
     if as_json:
         print_json(results)
         return
     print_table(results)
+    for warning in results.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(results.verdict)
-    if (folder / pipeline.BEST).exists():
-        click.echo(folder / pipeline.BEST)
-    click.echo(folder / "report.html")
+    if (out / pipeline.BEST).exists():
+        click.echo(out / pipeline.BEST)
+    click.echo(out / "report.html")
 
 
-def _dry_run(recipe: Recipe, *, out: Path | None, store: Path | None, as_json: bool) -> None:
+def _dry_run(recipe: Recipe, *, out: Path, store: Path, as_json: bool) -> None:
     """Print the resolved recipe, and which of its steps an earlier run has done."""
     from compress.data.splits import load_task
     from compress.pipeline import plan
     from compress.recipe import to_toml
     from compress.store import Store
 
-    folder, kept = _folders(recipe, out, store)
+    if not as_json:
+        click.echo(to_toml(recipe))
     stages = plan(recipe, load_task(recipe.data, seed=recipe.seed))
-    found = {name: Store(kept).find(stage.onnx_key) for name, stage in stages.items()}
+    found = {name: Store(store).find(stage.onnx_key) for name, stage in stages.items()}
     if as_json:
         done = {name: folder is not None for name, folder in found.items()}
-        print_json({"out": str(folder), "recipe": _builtins(recipe), "done": done})
+        print_json({"out": str(out), "recipe": _builtins(recipe), "done": done})
         return
-    click.echo(to_toml(recipe))
     for name, stage in stages.items():
         origin = f"from {stage.parent}" if stage.parent else "trained"
         click.echo(f"# {'done ' if found[name] else 'to do'}  {name}  {origin}")
@@ -408,7 +471,10 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
 
     Args:
         options: what ``data_options`` gave.
-        like: a model whose preprocessing is to be kept; None for the data's default.
+        like: a model whose preprocessing is to be kept; None for a new model.
+
+    Raises:
+        UserError: if the model says nothing of its preprocessing and neither do the options.
     """
     with needs_extra("compress"):
         from compress.artifacts import preprocess_of
@@ -417,9 +483,27 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
 
     names = ("source", "label_column", "train_samples")
     given = {name: options[name] for name in names if options[name] is not None}
-    if like is not None:
+    asked = options["preprocess"]
+    if asked == "none":
+        given["preprocess"] = []
+    elif asked not in {None, "default"}:
+        given["preprocess"] = _json_list(asked)
+    elif asked is None and like is not None:
         given["preprocess"] = preprocess_of(like)
-    return load_task(_convert(given, Data), seed=options["seed"])
+    return load_task(_convert(given, Data), seed=options["split_seed"])
+
+
+def _json_list(text: str) -> list[Any]:
+    """Return the list that a JSON text spells out."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text.encode(), type=list[Any])
+    except msgspec.DecodeError as error:
+        raise UserError(
+            f"--preprocess: must be default, none or a JSON list such as "
+            f'[{{"op": "cast"}}, {{"op": "scale"}}]; got {text!r}'
+        ) from error
 
 
 def _fit(options: dict[str, Any]) -> Fit:
@@ -427,7 +511,10 @@ def _fit(options: dict[str, Any]) -> Fit:
     from compress.train.fit import Fit
 
     rate, patience = options["learning_rate"], options["patience"]
-    optimizer = {"kind": options["optimizer"], **({"learning_rate": rate} if rate else {})}
+    optimizer = {
+        "kind": options["optimizer"],
+        **({"learning_rate": rate} if rate is not None else {}),
+    }
     given = {"epochs": options["epochs"], "batch_size": options["batch_size"]}
     stopping = {"early_stopping": {"patience": patience}} if patience else {}
     fit: Fit = _convert({**given, "optimizer": optimizer, **stopping}, Fit)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -26,28 +28,30 @@ from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.export.proven import export
 from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
-from compress.networks.python_function import module_file
-from compress.quantize.post_training import OnnxStep
+from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,
     Step,
+    check_layer_names,
     epochs_of,
     keras_step,
     onnx_step,
     reasons_left_alone,
 )
-from compress.store import Store, key_of
+from compress.store import Store, code_digest, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from deploy.audit import audit
 from deploy.bench import bench
 from deploy.bundle.make import bundle_run
+from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
 from deploy.evaluate import compare, evaluate, predict_classes
 from deploy.machine import this_environment, this_target
 from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
 from deploy.report import write_report
 from deploy.report.build import Finished, build_results
-from deploy.report.results import Data, Reproduce, Results, Training
+from deploy.report.results import Data, Reproduce, Results, Training, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
 
@@ -59,6 +63,21 @@ _HISTORY, _MEASUREMENT = "history.json", "measurement.json"
 _VARIANTS = "variants"
 BEST = "best.lship"
 """The bundle of the verdict's choice, in the run folder."""
+
+_TRAINING_CODE = (
+    "compress/data",
+    "compress/networks",
+    "compress/train",
+    "compress/prune",
+    "deploy/preprocess.py",
+)
+_EXPORT_CODE = (
+    "compress/export",
+    "deploy/graph.py",
+    "compress/artifacts.py",
+    "compress/steps.py",
+)
+_QUANTIZE_CODE = (*_EXPORT_CODE[1:], "compress/quantize", "deploy/kernels.py")
 
 
 class Watcher(Protocol):
@@ -101,16 +120,21 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
     """Return the stages of a recipe by variant name, in the order in which they run.
 
     A key covers everything that determines the result: the step, its parent's key, the data, the
-    seed and the versions of the stack.
+    seed, the versions of the stack and our own code that makes it.
     """
-    stack = stack_versions()
-    common = {"data": task.digest, "seed": recipe.seed, "versions": stack}
+    data = {"samples": task.digest, "name": task.name, "licence": task.licence}
+    common = {"data": data, "seed": recipe.seed, "versions": stack_versions()}
+    training = {**common, "code": code_digest(*_TRAINING_CODE)}
+    exporting = {**common, "code": code_digest(*_EXPORT_CODE)}
+    quantizing = {**common, "code": code_digest(*_QUANTIZE_CODE)}
 
     def exported(keras_key: str) -> str:
-        return key_of({"export": recipe.export, "parent": keras_key, "versions": stack})
+        return key_of({"export": recipe.export, "parent": keras_key, **exporting})
 
-    source = _source_digest(recipe.network)
-    trained = key_of({"network": recipe.network, "source": source, "train": recipe.train, **common})
+    brought = _digest_of_what_the_user_brings(recipe, task)
+    trained = key_of(
+        {"network": recipe.network, "brought": brought, "train": recipe.train, **training}
+    )
     stages = {
         BASELINE: Stage(
             name=BASELINE,
@@ -125,12 +149,13 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         parent, step = stages[variant.parent], variant.step
         keras_key = None
         if isinstance(step, KerasStep):
-            keras_key = key_of({"step": step, "parent": parent.keras_key, **common})
+            keras_key = key_of({"step": step, "parent": parent.keras_key, **training})
             onnx_key = exported(keras_key)
         else:
             # A step that names no target aims at this machine, so the machine is part of the key.
             target = this_target()
-            onnx_key = key_of({"step": step, "parent": parent.onnx_key, "target": target, **common})
+            made = {"step": step, "parent": parent.onnx_key, "target": target}
+            onnx_key = key_of({**made, **quantizing})
         stages[variant.name] = Stage(
             name=variant.name,
             parent=variant.parent,
@@ -143,7 +168,14 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
 
 
 def run(
-    recipe: Recipe, *, out: Path, store: Store, watcher: Watcher, command: str, now: datetime
+    recipe: Recipe,
+    *,
+    out: Path,
+    store: Store,
+    watcher: Watcher,
+    command: str,
+    now: datetime,
+    remeasure: bool = False,
 ) -> Results:
     """Make every variant, measure them all together, and write the report into ``out``.
 
@@ -158,6 +190,7 @@ def run(
         watcher: hears how the run gets on.
         command: the command line that reproduces the run, for the report.
         now: when the run is made, for the report.
+        remeasure: time all models again, even if this very set was timed on this machine before.
 
     Raises:
         UserError: if the recipe does not fit its data or its network.
@@ -167,11 +200,12 @@ def run(
     making = _Making(
         recipe=recipe, task=task, store=store, watcher=watcher, stages=plan(recipe, task)
     )
+    making.check()
     folders = {name: making.onnx(stage) for name, stage in making.stages.items()}
     finished = making.finished(folders)
     results = build_results(
         finished,
-        measurement=making.measurement(list(folders.values())),
+        measurement=making.measurement(list(folders.values()), now=now, again=remeasure),
         environment=this_environment(),
         session=recipe.bench.session,
         data=_data_facts(task),
@@ -182,9 +216,10 @@ def run(
         created=now.isoformat(timespec="seconds"),
         reproduce=Reproduce(command=command, recipe=to_toml(recipe)),
         history=making.histories(),
+        warnings=_warnings(recipe),
     )
     (out / BEST).unlink(missing_ok=True)  # an earlier run's choice
-    _publish(folders, recipe, task, out)
+    making.publish(folders, out)
     write_report(results, out)
     best = best_variant(results)
     if best is not None:
@@ -214,6 +249,19 @@ class _Making:
     watcher: Watcher
     stages: dict[str, Stage]
 
+    def check(self) -> None:
+        """Refuse now what would be refused only after hours of training."""
+        with needs_extra("report"):
+            import jinja2  # noqa: F401  # the report comes last; what it needs is asked first
+            import matplotlib.figure  # noqa: F401  # likewise
+        if all(self.store.find(stage.onnx_key) for stage in self.stages.values()):
+            return
+        model, _ = baseline(self.recipe.network, None, self.task, seed=self.recipe.seed)
+        for stage in self.stages.values():
+            if stage.step is not None:
+                with _naming(stage.name):
+                    check_layer_names(model, stage.step)
+
     def onnx(self, stage: Stage) -> Path:
         """Return the folder of a stage's ONNX model; make it if it is not there yet."""
         found = self.store.find(stage.onnx_key)
@@ -223,7 +271,8 @@ class _Making:
         self.watcher.begins(stage.name, epochs=stage.epochs)
         # A Keras model is kept before it is exported: a kill in between costs no training.
         make = self._export if stage.keras_key else self._quantize
-        folder = self.store.add(stage.onnx_key, lambda aside: make(stage, aside))
+        with _naming(stage.name):
+            folder = self.store.add(stage.onnx_key, lambda aside: make(stage, aside))
         self.watcher.ended(stage.name, reused=False)
         return folder
 
@@ -300,7 +349,8 @@ class _Making:
         """Return the classes that a model gives to the test samples, in the session that ships."""
         options = self.recipe.bench.session
         parts = {"model": sha256_of(folder / _ONNX), "data": self.task.digest, "session": options}
-        key = key_of({"kind": "predictions", **parts, "versions": stack_versions()})
+        code = code_digest("deploy/session.py", "deploy/evaluate.py", "deploy/preprocess.py")
+        key = key_of({"kind": "predictions", **parts, "versions": stack_versions(), "code": code})
 
         def predict(aside: Path) -> None:
             opened = open_model(folder / _ONNX, options)
@@ -310,22 +360,33 @@ class _Making:
         predicted: npt.NDArray[np.int64] = np.load(found / "predictions.npy")
         return predicted
 
-    def measurement(self, folders: Sequence[Path]) -> Measurement:
-        """Time all models together, unless this very set was timed on this machine before."""
+    def measurement(self, folders: Sequence[Path], *, now: datetime, again: bool) -> Measurement:
+        """Time all models together, unless this very set was timed on this machine before.
+
+        Args:
+            folders: where the models lie, in the order of the stages.
+            now: when it is measured, if it is.
+            again: measure in any case.
+        """
         models = [folder / _ONNX for folder in folders]
         machine = msgspec.structs.replace(this_environment(), load_average=None)
         parts = {"models": [sha256_of(model) for model in models], "machine": machine}
-        key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench})
+        code = code_digest("deploy/session.py", "deploy/bench.py", "deploy/bench_child.py")
+        key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench, "code": code})
 
         def measure(aside: Path) -> None:
             measured = bench(
                 models,
                 self.recipe.bench,
                 seed=self.recipe.seed,
+                names=list(self.stages),
                 on_progress=self.watcher.bench_advanced,
             )
-            (aside / _MEASUREMENT).write_bytes(msgspec.json.encode(measured))
+            dated = msgspec.structs.replace(measured, measured_at=now.isoformat(timespec="seconds"))
+            (aside / _MEASUREMENT).write_bytes(msgspec.json.encode(dated))
 
+        if again:
+            self.store.remove(key)
         found = self.store.find(key) or self.store.add(key, measure)
         return msgspec.json.decode((found / _MEASUREMENT).read_bytes(), type=Measurement)
 
@@ -348,9 +409,28 @@ class _Making:
                 evaluation=evaluate(predicted[name], y, classes=classes),
                 against_parent=against(name, stage.parent),
                 against_baseline=against(name, BASELINE if stage.parent else None),
+                audit=audit(folders[name] / _ONNX, self.recipe.bench.session, timed=False),
             )
             for name, stage in self.stages.items()
         ]
+
+    def publish(self, folders: Mapping[str, Path], out: Path) -> None:
+        """Lay the run folder out: one folder per variant, the recipe and the test samples."""
+        variants = out / _VARIANTS
+        stale = _variants_of_the_last_run(out) - set(folders)
+        # Models and results have to be of one run: better none than those of the last one.
+        (out / "results.json").unlink(missing_ok=True)
+        for name, folder in folders.items():
+            keras_key = self.stages[name].keras_key
+            keras = self.store.find(keras_key) if keras_key else None
+            models = [folder / _ONNX, *([keras / _KERAS] if keras else [])]
+            for file in (file for model in models for file in (model, record_path(model))):
+                replace_file(variants / name / file.name, partial(shutil.copyfile, file))
+        for name in stale:
+            shutil.rmtree(variants / name, ignore_errors=True)
+        recipe, test = to_toml(self.recipe), self.task.test
+        replace_file(out / "recipe.toml", lambda aside: aside.write_text(recipe, "utf-8"))
+        replace_file(out / "test.npz", EvalSet(x=test.raw, y=test.y).save)
 
     def histories(self) -> dict[str, Training]:
         """Return how each trained variant learned, by name."""
@@ -367,22 +447,52 @@ class _Making:
         return trained
 
 
+@contextlib.contextmanager
+def _naming(variant: str) -> Iterator[None]:
+    """Put the variant's name in front of a mistake that shows while it is made."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"variant {variant!r}: {error}") from error
+
+
+def _variants_of_the_last_run(out: Path) -> set[str]:
+    """Return the variants that a run folder's results name; folders of others are not ours."""
+    try:
+        return {variant.name for variant in read_results(out / "results.json").variants}
+    except UserError:
+        return set()
+
+
 def baseline_step(network: Network, train: Fit | None) -> dict[str, object]:
     """Return what made a baseline, as data."""
     made = {"kind": "train", "network": network, "train": train}
     return dict(msgspec.to_builtins(made))
 
 
-def _source_digest(network: Network) -> str | None:
-    """Return the digest of the user's file that a network comes from, if it comes from one."""
-    match network:
-        case KerasFile():
-            file: Path | None = Path(network.path)
-        case PythonFunction():
-            file = module_file(network)
-        case _:
-            return None
-    return sha256_of(file) if file and file.is_file() else None  # building will say what is wrong
+def _digest_of_what_the_user_brings(recipe: Recipe, task: Task) -> str | None:
+    """Return a digest of the network that the user's file or code gives; None for our own.
+
+    Code may import other code, so it is what it builds that counts: layers, settings and weights.
+
+    Raises:
+        UserError: if there is no such file, or the code does not build a network for the task.
+    """
+    network = recipe.network
+    if isinstance(network, KerasFile):
+        if not Path(network.path).is_file():
+            raise UserError(f"network: {network.path}: no such file; give a .keras or .h5 file")
+        return sha256_of(Path(network.path))
+    if isinstance(network, PythonFunction):
+        with needs_extra("compress"):
+            import tf_keras
+        tf_keras.backend.clear_session()  # Keras numbers the names it makes up, from here on
+        model, _ = baseline(network, None, task, seed=recipe.seed)
+        digest = hashlib.sha256(model.to_json().encode())
+        for weight in model.get_weights():
+            digest.update(weight.tobytes())
+        return digest.hexdigest()
+    return None
 
 
 def _data_facts(task: Task) -> Data:
@@ -398,14 +508,13 @@ def _data_facts(task: Task) -> Data:
     )
 
 
-def _publish(folders: Mapping[str, Path], recipe: Recipe, task: Task, out: Path) -> None:
-    """Lay the run folder out: one folder per variant, the recipe and the test samples."""
-    variants = out / _VARIANTS
-    for name, folder in folders.items():
-        for file in (folder / _ONNX, record_path(folder / _ONNX)):
-            replace_file(variants / name / file.name, partial(shutil.copyfile, file))
-    for folder in variants.iterdir():
-        if folder.name not in folders:  # a variant of an earlier recipe in the same run folder
-            shutil.rmtree(folder)
-    replace_file(out / "recipe.toml", lambda aside: aside.write_text(to_toml(recipe), "utf-8"))
-    replace_file(out / "test.npz", EvalSet(x=task.test.raw, y=task.test.y).save)
+def _warnings(recipe: Recipe) -> list[str]:
+    """Return what a reader of the report has to know of where it was measured."""
+    here = this_target()
+    return [
+        f"{variant.name} is made for {variant.step.target} and was run on {here}: its accuracy and "
+        f"its speed here say little of the device it is for"
+        for variant in recipe.variants
+        if isinstance(variant.step, QuantizeStatic | QuantizeDynamic)
+        and variant.step.target not in {None, here}
+    ]

@@ -24,17 +24,15 @@ class ConsoleWatcher:
                 MofNCompleteColumn,
                 Progress,
                 TextColumn,
-                TimeElapsedColumn,
                 TimeRemainingColumn,
             )
 
         self._console = Console(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             transient=True,
@@ -68,7 +66,12 @@ class ConsoleWatcher:
     def epoch_ended(self, epoch: EpochEnd) -> None:
         """Move the variant's bar on by one epoch."""
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
-        self._bars.update(self._current, completed=epoch.epoch, note=numbers)
+        # A terminal of 80 columns has room for one number beside the time that is left.
+        shown = "accuracy" if "val_accuracy" not in epoch.metrics else "val_accuracy"
+        note = f"{shown} {epoch.metrics[shown]:.4f}"
+        if epoch.epoch == epoch.epochs:
+            note += ", exporting"
+        self._bars.update(self._current, completed=epoch.epoch, note=note)
         if not self._console.is_terminal:
             left = epoch.seconds * (epoch.epochs - epoch.epoch)
             self._console.print(
@@ -130,8 +133,9 @@ def print_table(results: Results) -> None:
             _interval(delta, "+.2f"),
             _interval(speed, ".2f") if variant.parent else "1",
         )
+    # A number that is cut off is worse than a line that wraps.
     console = Console(highlight=False)
-    console.print(table, width=max(80, console.width))
+    console.print(table, width=max(90, console.width), crop=False, soft_wrap=True)
 
 
 def _interval(estimate: tuple[float | None, float | None, float | None], form: str) -> str:

@@ -147,14 +147,21 @@ def _in_order(variants: tuple[Variant, ...], *, where: str) -> tuple[Variant, ..
         for variant in ready:
             ordered[variant.name] = waiting.pop(variant.name)
     for variant in ordered.values():
-        parent = ordered.get(variant.parent)
-        if parent and isinstance(parent.step, OnnxStep) and isinstance(variant.step, KerasStep):
-            raise UserError(
-                f"{where}: variant {variant.name!r}: step {_kind(variant.step)!r} needs a Keras "
-                f"model, but {parent.name!r} is ONNX after {_kind(parent.step)!r}; "
-                f"take it from a variant before that step"
-            )
+        why_not = _why_not_after(variant, ordered.get(variant.parent))
+        if why_not is not None:
+            raise UserError(f"{where}: variant {variant.name!r}: {why_not}")
     return tuple(ordered.values())
+
+
+def _why_not_after(variant: Variant, parent: Variant | None) -> str | None:
+    """Say why a step cannot run on what its parent gives, or None if it can."""
+    if parent is None or not isinstance(parent.step, OnnxStep):
+        return None
+    needs = "a Keras model" if isinstance(variant.step, KerasStep) else "float32 weights"
+    return (
+        f"step {_kind(variant.step)!r} needs {needs}, which {parent.name!r} has no more after "
+        f"{_kind(parent.step)!r}; take it from a variant before that step"
+    )
 
 
 def _cycle(variants: dict[str, Variant]) -> list[str]:

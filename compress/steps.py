@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 from typing_extensions import assert_never
 
 from compress.data.task import Task
-from compress.prune.magnitude import MagnitudePrune, magnitude_prune, why_not_pruned
-from compress.quantize.kernels import why_not_int8
+from compress.networks.named_layers import named_layers
+from compress.prune.magnitude import (
+    MagnitudePrune,
+    check_names,
+    magnitude_prune,
+    why_not_pruned,
+)
 from compress.quantize.post_training import (
     OnnxStep,
     QuantizeDynamic,
@@ -22,6 +28,8 @@ from compress.quantize.post_training import (
     why_not_quantized,
 )
 from compress.train.fit import History, OnEpoch
+from deploy.errors import UserError
+from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
 KerasStep = MagnitudePrune
@@ -69,13 +77,39 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
     """
     match step:
         case MagnitudePrune():
-            reasons = {layer.name: why_not_pruned(layer, step) for layer in original.layers}
+            reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
             return {name: why for name, why in reasons.items() if why}
         case QuantizeStatic() | QuantizeDynamic():
-            target = step.target or this_target()
-            return {**why_not_quantized(original, step), **why_not_int8(made, target=target)}
+            # Asked of this machine, whatever the target: the report speaks of what ran here.
+            return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
         case ToFloat16() | WeightOnly():
             return {}
+        case _:
+            assert_never(step)
+
+
+def check_layer_names(model: Any, step: Step) -> None:
+    """Refuse a step that names layers which the network does not have, before any training.
+
+    Args:
+        model: the network, trained or not.
+        step: the step.
+
+    Raises:
+        UserError: if a name or pattern of the step matches no layer.
+    """
+    match step:
+        case MagnitudePrune():
+            check_names(model, step)
+        case QuantizeStatic():
+            names = [name for name, _ in named_layers(model)]
+            for pattern in step.exclude:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise UserError(
+                        f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
+                    )
+        case QuantizeDynamic() | ToFloat16() | WeightOnly():
+            return
         case _:
             assert_never(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -38,6 +39,26 @@ def key_of(parts: Mapping[str, object]) -> str:
     return hashlib.sha256(text).hexdigest()[:32]
 
 
+@functools.cache
+def code_digest(*rooms: str) -> str:
+    """Return one digest over the source of some of our own modules or folders of modules.
+
+    A key that holds it changes when the code does that made the result, so that a new version of
+    lightship, or a checkout that was pulled, never passes an old result off as its own.
+
+    Args:
+        rooms: paths from the folder that holds the packages, such as ``compress/train``.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for room in rooms:
+        path = root / room
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 class Store:
     """A folder of finished steps, one sub-folder per key.
 
@@ -54,7 +75,9 @@ class Store:
         folder = self.root / key
         try:
             digests = msgspec.json.decode((folder / _DIGESTS).read_bytes(), type=dict[str, str])
-            intact = all(sha256_of(folder / name) == digest for name, digest in digests.items())
+            intact = bool(digests) and all(
+                sha256_of(folder / name) == digest for name, digest in digests.items()
+            )
         except (OSError, msgspec.MsgspecError):
             return None
         return folder if intact else None
@@ -94,6 +117,10 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return final
+
+    def remove(self, key: str) -> None:
+        """Forget the result of ``key``, if there is one."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what runs that were killed on this machine left half-written."""

@@ -1,4 +1,4 @@
-"""The commands that need no TensorFlow: evaluate, bench, report, bundle, selftest, predict, doctor."""
+"""The commands that need no TensorFlow: from evaluate to doctor, on files and bundles."""
 
 from __future__ import annotations
 
@@ -169,6 +169,31 @@ def bench_command(
         )
     for warning in measurement.warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+@cli.command("audit")
+@click.argument("model", type=FILE)
+@click.option("--against", type=FILE, help="A second model to time beside it: its float32 form.")
+@threads_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@json_option
+def audit_command(
+    model: Path, against: Path | None, threads: int, seed: int, as_json: bool
+) -> None:
+    """Say which layers of MODEL run in int8, why others do not, and where the time goes.
+
+    \b
+    lightship audit pruned-int8.onnx --against pruned.onnx
+    """
+    from deploy.audit import audit, table
+    from deploy.record import SessionOptions
+
+    found = audit(model, SessionOptions(threads=threads), against=against, seed=seed)
+    if as_json:
+        print_json(found)
+        return
+    for line in table(found):
+        click.echo(line)
 
 
 @cli.command("report")

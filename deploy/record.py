@@ -153,6 +153,8 @@ class Measurement(Record, frozen=True):
     sessions_per_process: int
     latencies: tuple[Latency, ...]
     """In the order in which the models were given; the first is the reference of every speed-up."""
+    measured_at: str = ""
+    """ISO 8601 time of the measurement; empty where nobody wrote it down."""
     warnings: tuple[str, ...] = ()
     """What made this machine hard to measure on, if anything did."""
 

@@ -1,5 +1,6 @@
 """Every gate of scripts/check fails on a planted violation, and passes without."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -51,8 +52,8 @@ VIOLATIONS = {
         "import msgspec\n\nimport deploy.report.verdict\n", "knows nothing of runs",
     ),
     "a technique that imports another": (
-        "lint-imports", "compress/quantize/kernels.py", "import onnxruntime as ort\n",
-        "import onnxruntime as ort\n\nimport compress.prune.magnitude\n", "compress: downward only",
+        "lint-imports", "compress/quantize/calibrate.py", "import numpy as np\n",
+        "import numpy as np\n\nimport compress.prune.magnitude\n", "compress: downward only",
     ),
     "tfmot outside its room": (
         "lint-imports", "compress/train/fit.py", "import math\n",
@@ -81,6 +82,17 @@ def copy(tmp_path_factory):
     )
     shutil.copytree(ROOT, folder, ignore=ignored)
     return folder
+
+
+def test_the_quantizer_of_onnx_runtime_lives_in_one_room():
+    """import-linter sees an outside package as a whole, so this arrow is held here."""
+    rooms = [*(ROOT / "compress").rglob("*.py"), *(ROOT / "deploy").rglob("*.py")]
+    users = {
+        path.relative_to(ROOT).parts[:2]
+        for path in rooms
+        if re.search(r"(from|import) onnxruntime\.quantization", path.read_text(encoding="utf-8"))
+    }
+    assert users == {("compress", "quantize")}
 
 
 def run(gate, folder):

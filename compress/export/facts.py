@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.graph import array_of, weighted_nodes
+from deploy.graph import array_of, weighted_nodes
 from deploy.record import LayerFacts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compress.graph import weighted_nodes
+from deploy.graph import weighted_nodes
 
 # Inputs of weighted operators by what Keras calls them; others are called by the ONNX schema.
 _KERAS_ROLES = {

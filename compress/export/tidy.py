@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.graph import attributes, constants, consumers, producers
+from deploy.graph import attributes, constants, consumers, producers
 
 Pass = Callable[[Any], Any]
 

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Meta
 
 from compress.data.task import Task
+from compress.networks.named_layers import is_model, named_layers
 from compress.train.fit import Fit, History, OnEpoch, fit
 from deploy.errors import UserError, needs_extra
 from deploy.record import Record
@@ -153,7 +154,7 @@ def magnitude_prune(
 
     if not model.built:
         raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
-    _check_names(model, step)
+    check_names(model, step)
     steps_per_epoch = step.fine_tune.steps_per_epoch(len(task.train))
     wrapped = _wrap(_copy(model), step, steps_per_epoch)
     _, end, _ = mask_updates(step, steps_per_epoch)
@@ -181,7 +182,7 @@ def why_not_pruned(layer: Any, step: MagnitudePrune) -> str | None:
     pattern = next((p for p in step.skip if fnmatchcase(layer.name, p)), None)
     if pattern is not None:
         return f"skipped: '{pattern}'"
-    if _is_model(layer):
+    if is_model(layer):
         return "is a model: its layers are pruned one by one"
     kernel = _kernel(layer)
     if kernel is None:
@@ -199,7 +200,7 @@ def sparsity_by_layer(model: Any) -> dict[str, float]:
     """Return the fraction of zeros in the kernel of each layer that has one that can be pruned."""
     return {
         layer.name: float(np.mean(kernel.numpy() == 0))
-        for layer in _layers(model)
+        for _, layer in named_layers(model)
         if (kernel := _kernel(layer)) is not None
     }
 
@@ -237,17 +238,12 @@ def _kernel(layer: Any) -> Any | None:
     return getattr(layer, _KERNELS.get(type(layer).__name__, ""), None)
 
 
-def _layers(model: Any) -> Iterator[Any]:
-    """Yield the layers of a model and of the models inside it."""
-    for layer in model.layers:
-        if _is_model(layer):
-            yield from _layers(layer)
-        else:
-            yield layer
+def check_names(model: Any, step: MagnitudePrune) -> None:
+    """Raise a UserError if ``skip`` or ``per_layer`` name no layer that could be meant.
 
-
-def _check_names(model: Any, step: MagnitudePrune) -> None:
-    layers = list(_layers(model))
+    Also if nothing is left to prune. Asked before a long training, of the untrained network.
+    """
+    layers = [layer for _, layer in named_layers(model)]
     names = [layer.name for layer in layers]
     for pattern in step.skip:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -270,12 +266,6 @@ def _check_names(model: Any, step: MagnitudePrune) -> None:
         )
 
 
-def _is_model(layer: Any) -> bool:
-    import tf_keras
-
-    return isinstance(layer, tf_keras.Model)
-
-
 def _copy(model: Any) -> Any:
     """Return a model with the same layers, names and weights, which shares nothing with it."""
     try:
@@ -295,7 +285,7 @@ def _clone(model: Any, clone_layer: Callable[[Any], Any]) -> Any:
     import tf_keras
 
     def clone(layer: Any) -> Any:
-        return _clone(layer, clone_layer) if _is_model(layer) else clone_layer(layer)
+        return _clone(layer, clone_layer) if is_model(layer) else clone_layer(layer)
 
     return tf_keras.models.clone_model(model, clone_function=clone)
 
@@ -322,7 +312,7 @@ def _calls(model: Any, times: int = 1) -> Iterator[tuple[str, int]]:
     """Yield how often a training step calls each layer of a model that was just copied."""
     for layer in model.layers:
         calls = times * len(layer.inbound_nodes)
-        if _is_model(layer):
+        if is_model(layer):
             yield from _calls(layer, calls)
         else:
             yield layer.name, calls
@@ -363,7 +353,7 @@ def _tfmot_pattern(pattern: Pattern) -> dict[str, Any]:
 def _require_targets(model: Any, step: MagnitudePrune) -> None:
     """Raise where the weights themselves do not show the zeros that were asked for."""
     unit = step.pattern.height * step.pattern.width if isinstance(step.pattern, Block) else 1
-    for layer in _layers(model):
+    for _, layer in named_layers(model):
         kernel = _kernel(layer)
         if kernel is None or why_not_pruned(layer, step) is not None:
             continue

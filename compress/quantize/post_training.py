@@ -6,21 +6,32 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 from msgspec import Meta
 
 from compress.data.task import Task
-from compress.graph import Weighted, array_of, attributes, consumers, producers, weighted_nodes
 from compress.quantize.calibrate import Calibration, calibrate
 from deploy.errors import UserError, needs_extra
+from deploy.graph import (
+    Weighted,
+    array_of,
+    attributes,
+    consumers,
+    depthwise,
+    producers,
+    weighted_nodes,
+)
+from deploy.kernels import file_name, int8_layers, optimized
 from deploy.machine import Target, this_target
+from deploy.record import SessionOptions
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +45,7 @@ _STATIC_OPERATORS = (
 )  # fmt: skip
 
 _LARGEST_FLOAT16 = 65504.0
+_DEPTHWISE = "DepthwiseConv"
 
 
 class _Step(
@@ -59,6 +71,14 @@ class QuantizeStatic(_Step, frozen=True, tag="quantize_static"):
     weights, because its kernels add two products in 16 bits, which saturates."""
     exclude: tuple[str, ...] = ()
     """Names of nodes to leave in float; ``*`` and ``?`` stand for any characters."""
+    exclude_types: tuple[str, ...] = ()
+    """Operators to leave in float, as ``Conv`` or ``Add``; ``DepthwiseConv`` is a convolution of
+    each channel by itself."""
+    exclusion: Literal["session_option", "structural"] = "session_option"
+    """What keeps ONNX Runtime from quantizing excluded layers when it opens the file: a session
+    option, which every part of lightship sets, or the graph itself, whoever opens it. The graph
+    then has ``LeakyRelu(alpha = 1)``, which changes no number, behind each layer that is in
+    danger; it costs what a ReLU costs (docs/decisions/0005)."""
 
     def __post_init__(self) -> None:
         if self.percentile is not None and self.calibration != "percentile":
@@ -137,7 +157,7 @@ def why_not_quantized(model: Any, step: OnnxStep) -> dict[str, str]:
     nodes = weighted_nodes(model.graph)
     match step:
         case QuantizeStatic():
-            reasons = _excluded(model, step.exclude)
+            reasons = _excluded(model, step)
             for found in nodes:
                 if found.node.op_type == "ConvTranspose":
                     reasons[found.node.name] = "ONNX Runtime has no int8 ConvTranspose"
@@ -166,8 +186,8 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
 
     Raises:
         UserError: if the model is quantized already, too old or without weights, if ``exclude``
-            matches nothing or everything, or if the calibration samples do not fit the model or
-            are not finite.
+            matches nothing or everything, if the calibration samples do not fit the model or are
+            not finite, or if ONNX Runtime runs an excluded layer as int8 all the same.
     """
     with needs_extra("compress"):
         import onnx
@@ -177,11 +197,11 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
     opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     if opset < 13:
         raise UserError(f"model: static quantization needs opset 13 or later, got {opset}")
-    left_alone = why_not_quantized(model, step)
+    left_alone, excluded = why_not_quantized(model, step), _excluded(model, step)
     if all(found.node.name in left_alone for found in weighted_nodes(model.graph)):
         raise UserError(
-            f"exclude: {', '.join(step.exclude)} leaves no layer to quantize; name fewer layers"
-            if step.exclude
+            f"exclude: {', '.join(asked)} leaves no layer to quantize; name fewer layers"
+            if (asked := step.exclude + step.exclude_types)
             else "model: static quantization needs a Conv, Gemm or MatMul with stored weights"
         )
     target = step.target or this_target()
@@ -194,14 +214,14 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
             operators=_STATIC_OPERATORS,
         )
         quantizer = QDQQuantizer(
-            onnx.shape_inference.infer_shapes(model),
+            onnx.shape_inference.infer_shapes(_with_own_constants(model, excluded)),
             step.per_channel,
             target == "x86-avx2",  # reduce_range
             QuantType.QInt8,
             QuantType.QInt8 if target == "arm64" else QuantType.QUInt8,
             ranges,
             [],
-            list(_excluded(model, step.exclude)),
+            list(excluded),
             list(_STATIC_OPERATORS),
             {},
         )
@@ -209,7 +229,11 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
         quantizer.model.topological_sort()
         quantized = quantizer.model.model
     _unquantize_scores(quantized.graph)
-    return _finished(quantized, model)
+    if step.exclusion == "structural":
+        _guard(quantized.graph, excluded)
+    finished = _finished(quantized, model)
+    _require_float(finished, excluded, step, target)
+    return finished
 
 
 def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
@@ -376,11 +400,11 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _excluded(model: Any, patterns: tuple[str, ...]) -> dict[str, str]:
-    """Return the nodes that ``exclude`` names, with the reason; sharing weights means sharing fate."""
+def _excluded(model: Any, step: QuantizeStatic) -> dict[str, str]:
+    """Return the nodes that a step excludes, with the reason; sharing weights means sharing fate."""
     reasons: dict[str, str] = {}
     nodes = weighted_nodes(model.graph)
-    for pattern in patterns:
+    for pattern in step.exclude:
         matched = [node.name for node in model.graph.node if fnmatchcase(node.name, pattern)]
         if not matched:
             raise UserError(
@@ -389,12 +413,108 @@ def _excluded(model: Any, patterns: tuple[str, ...]) -> dict[str, str]:
             )
         for name in matched:
             reasons.setdefault(name, f"excluded by {pattern!r}")
+    by_type: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        by_type.setdefault(node.op_type, []).append(node.name)
+    by_type[_DEPTHWISE] = [found.node.name for found in nodes if depthwise(found)]
+    for kind in step.exclude_types:
+        if not by_type.get(kind):
+            raise UserError(
+                f"exclude_types: the model has no {kind!r}; it has "
+                f"{', '.join(sorted(name for name, found in by_type.items() if found))}"
+            )
+        for name in by_type[kind]:
+            reasons.setdefault(name, f"excluded as a {kind}")
     owners = {found.weight.name: found.node.name for found in nodes if found.node.name in reasons}
     for found in nodes:
         if found.weight.name in owners:
             owner = owners[found.weight.name]
             reasons.setdefault(found.node.name, f"shares its weights with {owner!r}")
     return reasons
+
+
+def _with_own_constants(model: Any, excluded: Collection[str]) -> Any:
+    """Return a copy whose excluded nodes share no constant with nodes that are quantized.
+
+    Equal biases are stored once. The quantizer puts an int32 bias behind DequantizeLinear under the
+    old name: an excluded reader would get it rounded on another layer's grid, and, because it is
+    no constant any more, the slower of ONNX Runtime's float kernels (2 to 7 times, measured).
+    """
+    twin = type(model)()
+    twin.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in twin.graph.initializer}
+    shared = {name for node in twin.graph.node if node.name not in excluded for name in node.input}
+    for node in twin.graph.node:
+        for index, name in enumerate(node.input if node.name in excluded else ()):
+            if name in stored and name in shared:
+                own = twin.graph.initializer.add()
+                own.CopyFrom(stored[name])
+                own.name = node.input[index] = f"{node.name}/own_{index}"
+    return twin
+
+
+# What ONNX Runtime's WeightBiasQuantization takes for a layer that somebody forgot to quantize.
+_REQUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+# What it runs in int8 between DQ and Q in any case: these have no weights to tell by.
+_ALWAYS_INT8 = frozenset(
+    {"Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax"}
+)
+
+
+def _guard(graph: Any, names: Collection[str]) -> None:
+    """Put ``LeakyRelu(alpha = 1)`` behind every excluded node that stands between DQ and Q.
+
+    ONNX Runtime looks past Relu and Clip for the QuantizeLinear, and at no other operator.
+    """
+    import onnx
+
+    made_by, readers = producers(graph), consumers(graph)
+    for node in [node for node in graph.node if node.name in names]:
+        given = made_by.get(node.input[0])
+        reading = readers.get(node.output[0], [])
+        while len(reading) == 1 and reading[0].op_type in {"Relu", "Clip"}:
+            reading = readers.get(reading[0].output[0], [])
+        if (
+            node.op_type not in _REQUANTIZED | _ALWAYS_INT8
+            or given is None
+            or given.op_type != "DequantizeLinear"
+            or [reader.op_type for reader in reading] != ["QuantizeLinear"]
+        ):
+            continue
+        result = node.output[0]
+        node.output[0] = f"{result}_unguarded"
+        guard = onnx.helper.make_node(
+            "LeakyRelu", [node.output[0]], [result], name=f"{node.name}/guard", alpha=1.0
+        )
+        graph.node.insert(list(graph.node).index(node) + 1, guard)
+
+
+def _require_float(
+    model: Any, names: Collection[str], step: QuantizeStatic, target: Target
+) -> None:
+    """Look at the optimised graph for excluded layers that became int8 all the same.
+
+    Raises:
+        UserError: if there is one.
+    """
+    if not names:
+        return
+    anyhow = SessionOptions(disabled_optimizers=())
+    options = anyhow if step.exclusion == "structural" else SessionOptions()
+    running = int8_layers(model, target=target, options=options)
+    running |= {
+        name: node.op_type
+        for node in optimized(model, target=target, options=options).graph.node
+        if node.op_type.startswith("QLinear") and (name := file_name(node)) in names
+    }
+    for name in names:
+        if name in running:
+            raise UserError(
+                f"exclude: ONNX Runtime {ort.__version__} runs {name!r} as {running[name]} although the "
+                f"file leaves it in float with exclusion = {step.exclusion!r}; choose "
+                f"{'session_option' if step.exclusion == 'structural' else 'structural'!r}, or "
+                "another release of onnxruntime"
+            )
 
 
 def _dynamic_operators(step: QuantizeDynamic) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ import onnxruntime as ort
 from deploy.bundle import golden as golden_room
 from deploy.bundle.card import to_card
 from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, write_container
-from deploy.bundle.graph import GraphFacts, graph_facts, least_onnxruntime
 from deploy.bundle.manifest import (
     Accuracy,
     GoldenFacts,
@@ -29,6 +28,7 @@ from deploy.bundle.manifest import (
     Timing,
     encode,
 )
+from deploy.bundle.needs import GraphFacts, graph_facts, least_onnxruntime
 from deploy.bundle.opened import Bundle, file_facts, open_bundle
 from deploy.errors import UserError
 from deploy.evalset import EvalSet

@@ -13,8 +13,8 @@ import onnxruntime as ort
 from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, read_container, sums
 from deploy.bundle.golden import Golden
 from deploy.bundle.golden import decode as decode_golden
-from deploy.bundle.graph import graph_facts
 from deploy.bundle.manifest import FileFacts, Manifest, decode
+from deploy.bundle.needs import graph_facts
 from deploy.errors import BundleError, UserError
 from deploy.record import BundleId, SessionOptions
 from deploy.session import Model, open_model

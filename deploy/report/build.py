@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from deploy.audit import Audit
 from deploy.record import (
     Artifact,
     Comparison,
@@ -33,6 +34,7 @@ class Finished:
         evaluation: its accuracy on the test samples.
         against_parent: its classes beside those of its parent; None for the first.
         against_baseline: its classes beside those of the first variant; None for the first.
+        audit: what of it runs in int8; None if nobody looked.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Finished:
     evaluation: Evaluation
     against_parent: Comparison | None
     against_baseline: Comparison | None
+    audit: Audit | None = None
 
 
 def build_results(
@@ -156,6 +159,7 @@ def _require_tree(variants: Sequence[Finished]) -> None:
 def _variant(done: Finished, seen: Latency | None) -> Variant:
     artifact, measured = done.artifact, done.evaluation.accuracy
     parent, baseline = done.against_parent, done.against_baseline
+    audit = done.audit
     return Variant(
         name=done.name,
         parent=done.parent,
@@ -194,6 +198,11 @@ def _variant(done: Finished, seen: Latency | None) -> Variant:
         peak_rss_bytes=seen.peak_rss_bytes if seen else None,
         pareto=False,
         layers=artifact.layers,
+        macs=audit.macs if audit else None,
+        int8_macs_share=audit.int8_macs_share if audit else None,
+        int8_layers=audit.int8_layers if audit else None,
+        weighted_layers=len(audit.layers) if audit else None,
+        float_islands=len(audit.float_islands) if audit else None,
     )
 
 

@@ -14,7 +14,7 @@ from deploy.record import LayerFacts
 from deploy.report import plots, quantities
 from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.results import Results, Variant
-from deploy.report.summary import environment_facts, method, step_words
+from deploy.report.summary import INT8_METHOD, audited, environment_facts, method, step_words
 from deploy.report.table import columns_of
 from deploy.report.verdict import RULE, best_variant, lost_or_gained
 
@@ -79,6 +79,8 @@ def to_html(results: Results) -> str:
         curves=_curves(results),
         tree=_tree(results),
         columns=columns_of(results),
+        audited=audited(results),
+        int8_method=INT8_METHOD.replace("`", ""),
         layers=_layer_names(results),
         layer_of=_layer_of(results),
         notes=_notes(results),

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.results import Results
-from deploy.report.summary import environment_facts, lineage, method, step_words
+from deploy.report.summary import (
+    INT8_METHOD,
+    audited,
+    environment_facts,
+    lineage,
+    method,
+    step_words,
+)
 from deploy.report.table import columns_of
 from deploy.report.verdict import RULE
 
@@ -34,6 +41,7 @@ def to_markdown(results: Results) -> str:
             f"{'  ' * depth}- **{_plain(variant.name)}**: {_plain(step_words(variant))}"
             for depth, variant in lineage(results)
         ),
+        *_int8(results),
         "## Layers",
         _table([["Variant", "Layer", "Parameters", "Zeros", "Bits", "Note"], *_layers(results)]),
         "## Environment",
@@ -63,6 +71,24 @@ def _other_machines(results: Results) -> list[str]:
         for machine in results.machines
     ]
     return ["## Other machines", _table(rows), "\n".join(about)]
+
+
+def _int8(results: Results) -> list[str]:
+    """Return the section on int8, or nothing where nobody looked."""
+    if not audited(results):
+        return []
+    rows = [["Variant", "MACs", "MACs in int8", "Int8 layers", "Layers", "Float islands"]]
+    for variant in audited(results):
+        share = variant.int8_macs_share
+        rows.append([
+            _plain(variant.name),
+            "" if variant.macs is None else f"{variant.macs}",
+            "" if share is None else f"{100 * share:.1f} %",
+            f"{variant.int8_layers}",
+            f"{variant.weighted_layers}",
+            f"{variant.float_islands}",
+        ])  # fmt: skip
+    return ["## What runs in int8", _table(rows), INT8_METHOD]
 
 
 def _layers(results: Results) -> list[list[str]]:

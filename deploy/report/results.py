@@ -67,6 +67,17 @@ class Variant(Record, frozen=True):
     pareto: bool
     """On the front of accuracy, size, gzipped size and median time: see ``pareto_front``."""
     layers: tuple[LayerFacts, ...]
+    macs: Count | None = None
+    """Multiply-accumulates for one sample in layers with stored weights; null where the shapes do
+    not tell, and in results of a lightship that did not count them."""
+    int8_macs_share: Fraction | None = None
+    """Share of ``macs`` that int8 kernels do, in the graph that ONNX Runtime runs."""
+    int8_layers: Count | None = None
+    """Layers with stored weights that run as int8 kernels."""
+    weighted_layers: Count | None = None
+    """Layers with stored weights; two that share their weights count as two."""
+    float_islands: Count | None = None
+    """Groups of nodes that compute in float between int8 kernels."""
 
 
 class Data(Record, frozen=True):

@@ -7,6 +7,18 @@ from collections.abc import Iterator
 from deploy.report.quantities import file_size
 from deploy.report.results import Results, Variant
 
+INT8_METHOD = (
+    "Read from the graph that ONNX Runtime runs on this machine, opened as it ships. "
+    "Multiply-accumulates (MACs) are those of layers with stored weights, for one sample; a float "
+    "island computes in float between int8 kernels. The notes under Layers say why a layer that was "
+    "planned as int8 is not; `lightship audit` says what to do about it."
+)
+
+
+def audited(results: Results) -> list[Variant]:
+    """Return the variants whose kernels were looked at."""
+    return [variant for variant in results.variants if variant.int8_layers is not None]
+
 
 def lineage(results: Results) -> Iterator[tuple[int, Variant]]:
     """Yield every variant below its parent, with its depth in the tree, the baseline at 0."""

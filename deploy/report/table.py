@@ -106,6 +106,15 @@ def _nonzero(variant: Variant) -> Cell:
     return Cell(percent(share), (f"of {count(variant.parameters)}",), variant.nonzero_parameters)
 
 
+def _int8(variant: Variant) -> Cell | None:
+    if variant.int8_layers is None:
+        return None
+    layers = f"{variant.int8_layers} of {variant.weighted_layers} layers"
+    if variant.int8_macs_share is None:
+        return Cell(layers, order=variant.int8_layers)
+    return Cell(percent(variant.int8_macs_share), (layers,), variant.int8_macs_share)
+
+
 COLUMNS = (
     Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
     Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
@@ -136,6 +145,11 @@ COLUMNS = (
         _plain(percent, "baseline_agreement"),
     ),
     Column("Non-zero", "Share of the parameters that are not zero", _nonzero),
+    Column(
+        "MACs in int8",
+        "Share of the multiply-accumulates that int8 kernels do, in the graph that runs",
+        _int8,
+    ),
     Column("p90", "Latency of one sample: 90th percentile", _plain(duration, "p90_ms")),
     Column("p99", "Latency of one sample: 99th percentile", _plain(duration, "p99_ms")),
     Column("Samples/s", "Throughput in batches", _plain(count, "throughput_per_s")),

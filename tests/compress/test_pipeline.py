@@ -1,4 +1,7 @@
+import dataclasses
+import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +12,15 @@ import numpy as np
 import pytest
 
 from compress import pipeline
+from compress.networks import PythonFunction
 from compress.recipe import parse_recipe
 from compress.store import Store
 from deploy.bundle.opened import open_bundle
 from deploy.bundle.selftest import selftest
+from deploy.errors import UserError
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
+from deploy.machine import this_target
 from deploy.record import sha256_of
 from deploy.report.results import read_results
 from deploy.report.verdict import best_variant
@@ -113,6 +119,7 @@ def test_a_run_lays_out_report_models_recipe_and_test_samples(finished):
     out, *_ = finished
     made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     models = {f"variants/{name}/model.onnx" for name in ("baseline", "pruned", "int8")}
+    models |= {f"variants/{name}/model.keras" for name in ("baseline", "pruned")}
     records = {f"{model}.json" for model in models}
     tables = {"report.html", "report.md", "results.csv", "results.json"}
     assert made == models | records | tables | {"recipe.toml", "test.npz", "best.lship"}
@@ -145,6 +152,12 @@ def test_the_accuracy_in_the_results_is_that_of_the_file_on_the_test_samples(fin
     for variant in results.variants:
         predicted = predict_classes(open_model(out / variant.path), samples.x)
         assert variant.accuracy == np.mean(predicted == samples.y)
+
+
+def test_every_variant_says_what_of_it_runs_in_int8(finished):
+    seen = {v.name: (v.int8_layers, v.weighted_layers, v.macs) for v in finished[2].variants}
+    macs = 64 * 16 + 16 * 3
+    assert seen == {"baseline": (0, 2, macs), "pruned": (0, 2, macs), "int8": (2, 2, macs)}
 
 
 def test_the_models_learned_something(finished):
@@ -224,6 +237,84 @@ def test_a_variant_that_left_the_recipe_leaves_the_run_folder(finished, recipe, 
     run(msgspec.structs.replace(recipe, variants=()), tmp_path / "out", store)
     assert [folder.name for folder in (tmp_path / "out/variants").iterdir()] == ["baseline"]
     assert not (tmp_path / "out/best.lship").exists()
+
+
+def test_folders_of_others_stay_in_the_run_folder(finished, recipe, tmp_path):
+    _, store, *_ = finished
+    notes = tmp_path / "out/variants/thesis/notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    (tmp_path / "out/variants/README.txt").write_text("mine too")
+    run(recipe, tmp_path / "out", store)
+    assert notes.read_text() == "mine"
+    assert (tmp_path / "out/variants/README.txt").exists()
+
+
+def test_other_names_and_licences_of_equal_samples_share_nothing(recipe):
+    task = pipeline.load_task(recipe.data, seed=0)
+    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    renamed = dataclasses.replace(task, name="other", licence="other")
+    assert not keys & {stage.onnx_key for stage in pipeline.plan(recipe, renamed).values()}
+
+
+def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
+    task = pipeline.load_task(recipe.data, seed=0)
+    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    monkeypatch.setattr(pipeline, "code_digest", lambda *rooms: "changed")
+    assert not keys & {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+
+
+def test_a_function_that_builds_another_network_by_changed_imports_shares_nothing(
+    recipe, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(
+        "import tf_keras\nfrom my_size import WIDTH\n"
+        "def make(shape, classes):\n"
+        "    layers = tf_keras.layers\n"
+        "    return tf_keras.Sequential([layers.Input(shape), layers.Flatten(),"
+        " layers.Dense(WIDTH), layers.Dense(classes, 'softmax')])\n"
+    )
+    own = msgspec.structs.replace(recipe, network=PythonFunction(function="my_nets:make"))
+    task = pipeline.load_task(recipe.data, seed=0)
+    keys = []
+    for width in (4, 4, 8):
+        (tmp_path / "my_size.py").write_text(f"WIDTH = {width}\n")
+        for name in ("my_nets", "my_size"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        keys.append(pipeline.plan(own, task)["baseline"].keras_key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_layer_that_does_not_exist_is_refused_before_any_training(recipe, tmp_path):
+    (pruned, int8) = recipe.variants
+    typo = msgspec.structs.replace(
+        int8, step=msgspec.structs.replace(int8.step, exclude=("dnse1",))
+    )
+    heard = Heard()
+    with pytest.raises(UserError, match="variant 'int8': exclude: no layer is named 'dnse1'"):
+        pipeline.run(
+            msgspec.structs.replace(recipe, variants=(pruned, typo)),
+            out=tmp_path / "out",
+            store=Store(tmp_path / "store"),
+            watcher=heard,
+            command="",
+            now=STARTED,
+        )
+    assert heard.epochs == 0
+
+
+def test_a_variant_for_another_machine_says_so_in_the_report(finished, recipe, tmp_path):
+    _, store, *_ = finished
+    (pruned, int8) = recipe.variants
+    other = "arm64" if this_target() != "arm64" else "x86-vnni"
+    step = msgspec.structs.replace(int8.step, target=other)
+    foreign = msgspec.structs.replace(int8, step=step)
+    recipe = msgspec.structs.replace(recipe, variants=(pruned, foreign))
+    results, _ = run(recipe, tmp_path / "out", store)
+    assert any(f"int8 is made for {other} and was run on" in line for line in results.warnings)
 
 
 def start(recipe_file, out):

@@ -91,7 +91,11 @@ MISTAKES = {
     "a name that is a path": (HEAD + variant("../a", "baseline"), r"name: .*got '../a'"),
     "a Keras step after an ONNX step": (
         HEAD + variant("int8", "baseline") + PRUNED.replace('"baseline"', '"int8"'),
-        "step 'magnitude_prune' needs a Keras model, but 'int8' is ONNX after 'quantize_static'",
+        "step 'magnitude_prune' needs a Keras model, which 'int8' has no more after 'quantize_static'",
+    ),
+    "quantized twice": (
+        HEAD + variant("int8", "baseline") + variant("again", "int8", '{ kind = "float16" }'),
+        "variant 'again': step 'float16' needs float32 weights, which 'int8' has no more",
     ),
     "nothing to train": (HEAD.split("[train]", maxsplit=1)[0], "train: .* has to be trained"),
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.graph import array_of, weighted_nodes
 from compress.quantize.post_training import (
     QuantizeDynamic,
     QuantizeStatic,
@@ -23,6 +22,7 @@ from compress.quantize.post_training import (
     why_not_quantized,
 )
 from deploy.errors import UserError
+from deploy.graph import array_of, weighted_nodes
 from deploy.session import open_model
 from tests.compress.quantize.networks import images, network, task_with
 

@@ -191,3 +191,14 @@ def test_without_the_extra_all_but_the_page_is_written(tmp_path, monkeypatch):
         write_report(example(), tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["report.md", "results.csv", "results.json"]
+
+
+def test_the_page_says_what_runs_in_int8_where_it_was_looked_at():
+    assert 'id="int8"' in to_html(example())
+    unseen = tuple(
+        msgspec.structs.replace(variant, int8_layers=None, int8_macs_share=None)
+        for variant in example().variants
+    )
+    page = to_html(msgspec.structs.replace(example(), variants=unseen))
+    assert 'id="int8"' not in page
+    assert "MACs in int8" not in page

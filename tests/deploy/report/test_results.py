@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from deploy.errors import UserError
-from deploy.report import Results, json_schema, read_results
+from deploy.report import Results, json_schema, read_results, to_markdown
 from tests.deploy.report.example import example
 
 SCHEMA = Path(__file__).parents[3] / "docs" / "results.schema.json"
@@ -82,6 +82,30 @@ def test_every_key_that_others_read_is_there():
 
 def test_results_go_to_json_and_back_without_loss(tmp_path):
     assert read_results(written(tmp_path / "results.json")) == example()
+
+
+INT8_FIELDS = ("macs", "int8_macs_share", "int8_layers", "weighted_layers", "float_islands")
+
+
+def test_results_written_before_int8_was_audited_are_still_read(tmp_path):
+    def before(content):
+        for variant in content["variants"]:
+            for name in INT8_FIELDS:
+                del variant[name]
+
+    results = read_results(written(tmp_path / "results.json", before))
+    assert all(variant.int8_macs_share is None for variant in results.variants)
+    assert "What runs in int8" not in to_markdown(results)
+
+
+def test_the_share_of_macs_in_int8_is_in_the_results_and_in_the_markdown():
+    results = example()
+    shares = {variant.name: variant.int8_macs_share for variant in results.variants}
+    assert shares["baseline"] == 0.0
+    assert shares["int8"] == pytest.approx(2_005_000 / 2_293_000)
+    row = next(line for line in to_markdown(results).splitlines() if "| 2293000 | 87.4 %" in line)
+    assert row.startswith("| int8 |")
+    assert row.endswith("| 3 | 4 | 0 |")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from deploy.bundle.graph import graph_facts, least_onnxruntime
+from deploy.bundle.needs import graph_facts, least_onnxruntime
 from deploy.errors import UserError
 from tests.deploy import tiny_onnx
 from tests.deploy.tiny_onnx import _bytes, _int

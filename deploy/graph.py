@@ -1,8 +1,9 @@
-"""Questions about an ONNX graph that more than one room asks."""
+"""Questions about an ONNX graph that more than one room asks, on the host: they need ``onnx``."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,57 @@ def weighted_nodes(graph: Any) -> list[Weighted]:
                 )
             )
     return found
+
+
+def depthwise(found: Weighted) -> bool:
+    """Say whether a weighted node convolves each channel by itself, with two channels or more."""
+    group = int(attributes(found.node).get("group", 1))
+    return found.node.op_type == "Conv" and group > 1 and found.weight.dims[1] == 1
+
+
+def macs_by_node(model: Any) -> dict[str, int | None]:
+    """Return the multiply-accumulates that each weighted node spends on one sample, by its name.
+
+    None where the shapes of the file do not tell. Free axes count as 1, as the batch axis is.
+
+    Args:
+        model: a ``ModelProto``; left alone.
+    """
+    import onnx
+
+    twin = type(model)()
+    twin.CopyFrom(model)
+    for value in (*twin.graph.input, *twin.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if not axis.dim_value:
+                axis.dim_value = 1  # takes the place of a name
+    del twin.graph.value_info[:]
+    twin = onnx.shape_inference.infer_shapes(twin)
+    shapes = {
+        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        for value in (*twin.graph.input, *twin.graph.value_info, *twin.graph.output)
+    }
+    return {
+        found.node.name: _macs(found, shapes.get(found.node.input[0]), shapes.get(out))
+        for found in weighted_nodes(model.graph)
+        for out in found.node.output[:1]
+    }
+
+
+def _macs(
+    found: Weighted, given: tuple[int, ...] | None, made: tuple[int, ...] | None
+) -> int | None:
+    """Return products of elements of one side by weights that each of them meets."""
+    weight = tuple(found.weight.dims)
+    if found.node.op_type == "ConvTranspose":
+        side, each = given, math.prod(weight[1:])
+    elif "Conv" in found.node.op_type:
+        side, each = made, math.prod(weight[1:])
+    else:
+        # However the matrix lies, one axis counts the outputs; the others are summed over.
+        side = made
+        each = math.prod(weight) // made[-1] if made and made[-1] else 0
+    return math.prod(side) * each if side and all(side) else None
 
 
 def _along(zero: Array | None, axis: int, shape: tuple[int, ...]) -> Array:

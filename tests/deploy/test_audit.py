@@ -1,0 +1,249 @@
+"""The audit needs the onnx package, which a device does not have."""
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from deploy.audit import Audit, _verdict, audit, table
+from deploy.cli import cli
+from deploy.errors import MissingExtraError, UserError
+from deploy.record import SessionOptions
+from tests.deploy.tiny_onnx import model
+
+try:
+    import onnx
+except ModuleNotFoundError:
+    onnx = None
+
+needs_onnx = pytest.mark.skipif(onnx is None, reason="a device has no onnx: nothing to audit with")
+RANDOM = np.random.default_rng(0)
+F32, U8, I8, I32 = np.float32, np.uint8, np.int8, np.int32
+
+
+def chain(*, middle="int8"):
+    """Return image → conv → conv → Gemm, quantized; the second convolution as ``middle`` says."""
+    tensors = {
+        "scale": F32(1 / 64), "zero": U8(128), "wscale": F32(1 / 128), "wzero": I8(0),
+        "w1": RANDOM.integers(-99, 99, (8, 3, 3, 3)).astype(I8),
+        "w2": RANDOM.integers(-99, 99, (8, 8, 3, 3)).astype(I8),
+        "w2f": RANDOM.normal(size=(8, 8, 3, 3)).astype(F32),
+        "w3": RANDOM.integers(-99, 99, (8 * 36, 4)).astype(I8),
+        "flat": np.int64([-1, 8 * 36]),
+    }  # fmt: skip
+    pads = {"pads": [1, 1, 1, 1]}
+    act, wgt = ["scale", "zero"], ["wscale", "wzero"]
+    nodes = [
+        ("QuantizeLinear", ["x", *act], ["xq"]),
+        ("DequantizeLinear", ["xq", *act], ["xd"]),
+        ("DequantizeLinear", ["w1", *wgt], ["w1d"]),
+        ("Conv", ["xd", "w1d"], ["a"], pads),
+        ("QuantizeLinear", ["a", *act], ["aq"]),
+        ("DequantizeLinear", ["aq", *act], ["ad"]),
+        ("DequantizeLinear", ["w2", *wgt], ["w2d"]),
+        ("Conv", ["ad", "w2f" if middle == "float" else "w2d"], ["b"], pads),
+        *([("Abs", ["b"], ["b2"])] if middle == "abs" else []),
+        ("QuantizeLinear", ["b2" if middle == "abs" else "b", *act], ["bq"]),
+        ("DequantizeLinear", ["bq", *act], ["bd"]),
+        ("Reshape", ["bd", "flat"], ["f"]),
+        ("QuantizeLinear", ["f", *act], ["fq"]),
+        ("DequantizeLinear", ["fq", *act], ["fd"]),
+        ("DequantizeLinear", ["w3", *wgt], ["w3d"]),
+        ("Gemm", ["fd", "w3d"], ["scores"]),
+    ]
+    used = {name for node in nodes for name in node[1]}
+    return model(
+        nodes,
+        inputs={"x": ("float32", ("batch", 3, 6, 6))},
+        outputs={"scores": ("float32", ("batch", 4))},
+        initializers={name: array for name, array in tensors.items() if name in used},
+    )
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(content, name="model.onnx"):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return written
+
+
+MACS = {"Conv": (8 * 36 * 27, 8 * 36 * 72), "Gemm": (8 * 36 * 4,)}
+
+
+@needs_onnx
+def test_every_layer_of_an_int8_chain_is_int8_and_its_macs_are_counted(write):
+    found = audit(write(chain()), timed=False)
+    assert [layer.kernel for layer in found.layers] == ["QLinearConv", "QLinearConv", "QGemm"]
+    assert [layer.macs for layer in found.layers] == [*MACS["Conv"], *MACS["Gemm"]]
+    assert (found.int8_layers, found.int8_macs_share) == (3, 1.0)
+    assert found.float_islands == ()
+    assert found.verdict == "3 of 3 layers run in int8, 100% of the multiply-accumulates"
+
+
+@needs_onnx
+def test_a_layer_left_in_float_is_an_island_with_its_reason_and_a_remedy(write):
+    found = audit(write(chain(middle="float")), timed=False)
+    middle = found.layers[1]
+    assert (middle.int8, found.int8_layers) == (False, 2)
+    assert (
+        middle.why_not == "the file leaves it in float between int8 layers: its weights are float32"
+    )
+    assert "exclude" in middle.remedy
+    assert found.int8_macs == MACS["Conv"][0] + MACS["Gemm"][0]
+    assert len(found.float_islands) == 1
+    assert any("conv7" in name or "b_nchwc" in name for name in found.float_islands[0])
+
+
+@needs_onnx
+def test_the_audit_shows_what_the_session_option_prevents(write):
+    open_to_all = SessionOptions(disabled_optimizers=())
+    assert audit(write(chain(middle="float")), open_to_all, timed=False).int8_layers == 3
+
+
+@needs_onnx
+def test_an_operator_between_convolution_and_quantizelinear_is_named(write):
+    found = audit(write(chain(middle="abs")), timed=False)
+    assert "its result goes to Abs" in found.layers[1].why_not
+
+
+@needs_onnx
+def test_a_float_model_is_said_to_be_float_with_no_islands(write):
+    content = model(
+        [("Gemm", ["x", "w"], ["y"])],
+        inputs={"x": ("float32", ("batch", 6))},
+        outputs={"y": ("float32", ("batch", 4))},
+        initializers={"w": np.ones((6, 4), F32)},
+    )
+    found = audit(write(content), timed=False)
+    assert (found.macs, found.int8_macs, found.conversions) == (24, 0, 0)
+    assert "neither its weights nor its input are quantized" in found.layers[0].why_not
+    assert found.float_islands == ()
+
+
+@needs_onnx
+def test_nodes_without_names_are_told_apart(write):
+    twin = onnx.load_from_string(chain())
+    for node in twin.graph.node:
+        node.name = ""
+    found = audit(write(twin.SerializeToString()), timed=False)
+    assert [layer.name for layer in found.layers] == ["Conv:a", "Conv:b", "Gemm:scores"]
+    assert found.int8_layers == 3
+
+
+@needs_onnx
+def test_layers_are_timed_beside_those_of_the_other_model(write):
+    ours, theirs = write(chain()), write(chain(middle="float"), "float.onnx")
+    found = audit(ours, against=theirs)
+    assert all(layer.time_us > 0 and layer.reference_us > 0 for layer in found.layers)
+    parts = found.times
+    assert parts.layers_us == pytest.approx(sum(layer.time_us for layer in found.layers))
+    assert parts.total_us == pytest.approx(parts.layers_us + parts.conversions_us + parts.other_us)
+    assert found.verdict.count("3 of 3 layers run in int8") == 1
+
+
+@needs_onnx
+def test_the_command_prints_the_verdict_last_and_json_for_machines(write):
+    path = str(write(chain(middle="float")))
+    printed = CliRunner().invoke(cli, ["audit", path])
+    assert printed.exit_code == 0
+    assert "2 of 3 layers run in int8" in printed.output.splitlines()[-1]
+    assert "float island: " in printed.output
+    machine = CliRunner().invoke(cli, ["audit", path, "--json"])
+    assert json.loads(machine.output)["int8_layers"] == 2
+
+
+@needs_onnx
+def test_a_file_that_is_no_model_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        audit(tmp_path / "none.onnx")
+
+
+@pytest.mark.skipif(onnx is not None, reason="onnx is installed here")
+def test_without_onnx_the_audit_names_the_extra(write):
+    with pytest.raises(MissingExtraError, match="compress"):
+        audit(write(chain()))
+
+
+# The verdict, on made times: a sentence must not hang on how busy this machine is.
+
+
+def made(*, stem, reference_stem, conversions=2.0, other=5.0, int8=True):
+    def times(stem_us, conversions_us):
+        return {
+            "total_us": stem_us + 10 + conversions_us + other,
+            "layers_us": stem_us + 10,
+            "conversions_us": conversions_us,
+            "other_us": other,
+        }
+
+    def layer(name, kind, took, reference, is_int8):
+        return {
+            "name": name, "kind": kind, "macs": 100, "kernel": "QLinearConv", "int8": is_int8,
+            "why_not": None if is_int8 else "its bias is float",
+            "remedy": None if is_int8 else "store it", "time_us": took, "reference_us": reference,
+        }  # fmt: skip
+
+    return msgspec.convert(
+        {
+            "model": "int8.onnx", "against": "fp32.onnx", "onnxruntime": "1.32.0",
+            "target": "x86-vnni", "session": {},
+            "layers": [
+                layer("stem", "1-channel Conv", stem, reference_stem, int8),
+                layer("dense", "Gemm", 10.0, 20.0, True),
+            ],
+            "macs": 200, "int8_macs": 200 if int8 else 100, "int8_layers": 2 if int8 else 1,
+            "conversions": 2, "pairs_left": 0, "layout_changes": 0, "float_islands": [],
+            "times": times(stem, conversions),
+            "reference_times": {
+                **times(reference_stem, 0.0),
+                "total_us": reference_stem + 20 + other,
+                "layers_us": reference_stem + 20,
+            },
+            "verdict": "",
+        },
+        Audit,
+    )  # fmt: skip
+
+
+def test_a_stem_that_is_slower_in_int8_is_blamed_by_name():
+    found = made(stem=50.0, reference_stem=40.0)
+    assert _verdict(found) == (
+        "will not speed up on this machine, because 75% of the time is 'stem', a 1-channel Conv, "
+        "slower in int8 (50.0 µs) than in float (40.0 µs): exclude it; 2 of 2 layers run in int8, "
+        "100% of the multiply-accumulates"
+    )
+
+
+def test_what_grew_most_is_blamed_for_a_model_that_became_slower():
+    found = made(stem=10.0, reference_stem=10.0, conversions=60.0)
+    assert _verdict(found).startswith(
+        "is 2.4× slower on this machine, because 71% of the time is quantizing, dequantizing"
+    )
+
+
+def test_a_float_layer_that_takes_most_of_the_time_is_blamed_with_its_reason():
+    found = made(stem=90.0, reference_stem=90.0, int8=False)
+    assert "84% of the time is 'stem', in float: its bias is float" in _verdict(found)
+
+
+def test_a_model_that_is_faster_is_said_to_be_and_its_slow_layers_are_named():
+    found = made(stem=3.0, reference_stem=2.5)
+    assert _verdict(found) == (
+        "its kernels take 1.4× less time than fp32.onnx's here; 2 of 2 layers run in int8, 100% of "
+        "the multiply-accumulates; slower in int8: stem"
+    )
+
+
+def test_the_table_has_a_line_a_layer_and_what_to_do():
+    lines = table(made(stem=90.0, reference_stem=90.0, int8=False))
+    assert lines[0].split() == ["layer", "kind", "MACs", "share", "kernel", "µs", "against", "µs"]
+    assert "float: stem: its bias is float; store it" in lines
+
+
+def test_an_audit_goes_to_json_and_back():
+    found = made(stem=3.0, reference_stem=2.5)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Audit) == found
