@@ -154,6 +154,8 @@ class Measurement(Record, frozen=True):
     """In the order in which the models were given; the first is the reference of every speed-up."""
     warnings: tuple[str, ...] = ()
     """What made this machine hard to measure on, if anything did."""
+    measured_at: str = ""
+    """ISO 8601 time of the measurement; empty where it was not written down."""
 
 
 def sha256_of(path: Path) -> str:

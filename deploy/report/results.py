@@ -67,6 +67,13 @@ class Variant(Record, frozen=True):
     pareto: bool
     """On the front of accuracy, size, gzipped size and median time: see ``pareto_front``."""
     layers: tuple[LayerFacts, ...]
+    recall: tuple[Fraction, ...] = ()
+    """Share of each class's test samples that are classed right, in the order of ``data.labels``;
+    empty in files of before it was kept, as are the two that follow."""
+    recall_delta_points: tuple[float, ...] = ()
+    """Change of each recall against the variant named in ``from``, in percentage points."""
+    baseline_recall_delta_points: tuple[float, ...] = ()
+    """Change of each recall against the first variant, in percentage points."""
 
 
 class Data(Record, frozen=True):
@@ -83,6 +90,10 @@ class Data(Record, frozen=True):
     validation_samples: Count | None = None
     calibration_samples: Count | None = None
     """Part of the training samples."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of every ``recall``."""
+    majority_share: Fraction | None = None
+    """Share of the test samples that are of the most frequent class."""
 
 
 class Session(Record, frozen=True):
@@ -94,6 +105,8 @@ class Session(Record, frozen=True):
     sessions_per_process: Count | None
     batch: Count | None
     """Samples a call when throughput was measured."""
+    measured_at: str | None = None
+    """ISO 8601 time at which it was timed, where that was written down."""
 
 
 class Reproduce(Record, frozen=True):
@@ -159,7 +172,7 @@ def read_results(path: Path) -> Results:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the results.json of a run"
+            f"{path}: cannot be read ({error.strerror}); give the run folder"
         ) from error
     try:
         version = msgspec.json.decode(text, type=_Version).schema
@@ -172,7 +185,7 @@ def read_results(path: Path) -> Results:
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: not a results.json: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); give the results.json of a run") from error
+        raise UserError(f"{path}: not JSON ({error}); give the run folder") from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -180,5 +193,5 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lightship results.json",
-        **msgspec.json.schema(Results),
+        **msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Results))),  # tuples: lists
     }

@@ -148,6 +148,9 @@ COLUMNS = (
 )
 
 
+_NOT_PLAIN = ("layers", "recall", "recall_delta_points", "baseline_recall_delta_points")
+
+
 def columns_of(results: Results) -> Sequence[Column]:
     """Return the columns in which at least one variant has something to show."""
     return [c for c in COLUMNS if any(c.cell(variant) for variant in results.variants)]
@@ -156,12 +159,13 @@ def columns_of(results: Results) -> Sequence[Column]:
 def to_csv(results: Results) -> str:
     """Return ``results.csv``: one line a variant, one column a plain field, numbers in full.
 
-    ``step`` is its kind alone; ``layers`` are left to ``results.json``.
+    ``step`` is its kind alone; layers and classes are left to ``results.json``.
     """
     rows = []
     for variant in results.variants:
         row = msgspec.to_builtins(variant)
-        del row["layers"]
+        for field in _NOT_PLAIN:
+            del row[field]
         row["step"] = variant.step.get("kind", "")
         rows.append(row)
     text = io.StringIO(newline="")
