@@ -505,6 +505,8 @@ def _data_facts(task: Task) -> Data:
         train_samples=len(task.train),
         validation_samples=len(task.validation),
         calibration_samples=len(task.calibration),
+        labels=task.labels,
+        majority_share=float(np.bincount(task.test.y).max() / len(task.test)),
     )
 
 

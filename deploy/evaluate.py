@@ -79,14 +79,31 @@ def compare(candidate: Classes, reference: Classes, y: Classes, *, classes: int)
     )
 
 
+def is_difference(low: float, high: float, mcnemar_p: float) -> bool:
+    """Say whether a paired difference of accuracy is more than noise.
+
+    It is where its interval excludes 0 and the exact test agrees: either alone errs at times, the
+    interval where few samples changed sides.
+
+    Args:
+        low: low end of the interval of the difference.
+        high: high end.
+        mcnemar_p: p-value of the exact McNemar test on the same samples.
+
+    >>> is_difference(0.1, 1.0, 0.04), is_difference(-0.1, 1.0, 0.04), is_difference(0.1, 1.0, 0.06)
+    (True, False, False)
+    """
+    return (low > 0 or high < 0) and mcnemar_p < 1 - CONFIDENCE
+
+
 def verdict(comparison: Comparison) -> str:
     """Say in a few words whether the candidate is as accurate as the reference.
 
-    A difference is called one only where the interval excludes 0 and the exact test agrees.
+    A difference is called one where ``is_difference`` says so.
     """
     delta = comparison.delta_points
     size = f"{delta.value:+.2f} points [{delta.low:+.2f}, {delta.high:+.2f}]".replace("-", "−")
-    if not delta.excludes(0) or comparison.mcnemar_p >= 1 - CONFIDENCE:
+    if not is_difference(delta.low, delta.high, comparison.mcnemar_p):
         return f"no detectable difference: {size}"
     return f"{'more' if delta.value > 0 else 'less'} accurate: {size}"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.report.build import Finished, build_results
+from deploy.errors import UserError
+from deploy.report.build import Finished, build_results, judged
 from deploy.report.html import to_html
 from deploy.report.markdown import to_markdown
 from deploy.report.results import (
@@ -41,15 +42,18 @@ def write_report(results: Results, folder: Path) -> Path:
     """Write ``results.json``, ``results.csv``, ``report.md`` and ``report.html`` into ``folder``.
 
     Each file appears whole or not at all; one of the same name is replaced. What was measured is
-    written before anything is drawn, so nothing that fails later loses it.
+    written before anything is drawn, so nothing that fails later loses it. Front and verdict are
+    written as today's rules have them, since the report says those rules.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
         MissingExtraError: if the extra ``report`` is not installed; the other files are written.
+        UserError: if a folder stands where one of the files has to go.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    results = judged(results)
     _write(folder / "results.json", msgspec.json.format(msgspec.json.encode(results), indent=2))
     _write(folder / "results.csv", to_csv(results).encode())
     _write(folder / "report.md", to_markdown(results).encode())
@@ -59,7 +63,13 @@ def write_report(results: Results, folder: Path) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it into place."""
+    """Write a file aside and rename it into place.
+
+    Raises:
+        UserError: if there is a folder in its place.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: must be a file, got a folder; move it out of the way")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_bytes(content)

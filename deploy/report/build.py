@@ -18,8 +18,14 @@ from deploy.record import (
     Measurement,
     SessionOptions,
 )
+from deploy.report.quantities import accuracy, accuracy_bounds, points, points_bounds
 from deploy.report.results import Data, Reproduce, Results, Session, Training, Variant
-from deploy.report.verdict import verdict
+from deploy.report.verdict import lost_or_gained, verdict
+
+FRONT_POINTS = 0.05
+"""Accuracies this close count as equal on the Pareto front."""
+FRONT_RATIO = 0.01
+"""Sizes and times this close, as a fraction, count as equal on the Pareto front."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +76,7 @@ def build_results(
         measurement: the bench of the variants in the same order, or None if nothing was timed.
         environment: the machine; a measurement's own environment goes before it.
         session: how the models were opened; a measurement's own options go before it.
-        data: what was learned.
+        data: what was learned; labels that it lacks are those of the first artifact.
         name: name of the recipe.
         title: heading of the report.
         description: a sentence or two below it.
@@ -91,7 +97,8 @@ def build_results(
         if len(latencies) != len(variants):
             raise ValueError(f"{len(variants)} variants but {len(latencies)} latencies")
     facts = [_variant(done, seen) for done, seen in zip(variants, latencies, strict=True)]
-    front = pareto_front(facts)
+    if not data.labels:
+        data = msgspec.structs.replace(data, labels=variants[0].artifact.labels)
     options = measurement.session if measurement else session
     results = Results(
         schema=1,
@@ -109,37 +116,120 @@ def build_results(
             processes=measurement.processes if measurement else None,
             sessions_per_process=measurement.sessions_per_process if measurement else None,
             batch=measurement.latencies[0].batch if measurement else None,
+            measured_at=(measurement.measured_at or None) if measurement else None,
         ),
-        variants=tuple(
-            msgspec.structs.replace(variant, pareto=on_front)
-            for variant, on_front in zip(facts, front, strict=True)
-        ),
+        variants=tuple(facts),
         history={variant: _finite(training) for variant, training in history.items()},
-        warnings=(*(measurement.warnings if measurement else ()), *warnings),
+        warnings=(
+            *_doubts(facts, data),
+            *(measurement.warnings if measurement else ()),
+            *warnings,
+        ),
         reproduce=reproduce,
     )
-    return msgspec.structs.replace(results, verdict=verdict(results))
+    return judged(results)
+
+
+def judged(results: Results) -> Results:
+    """Return results with the Pareto front and the verdict as today's rules have them."""
+    front = pareto_front(results.variants)
+    variants = tuple(
+        msgspec.structs.replace(variant, pareto=on_front)
+        for variant, on_front in zip(results.variants, front, strict=True)
+    )
+    return msgspec.structs.replace(results, variants=variants, verdict=verdict(results))
 
 
 def pareto_front(variants: Sequence[Variant]) -> list[bool]:
     """Say of each variant whether it is on the Pareto front of accuracy, size and median time.
 
-    A variant is off the front if another is at least as accurate, at least as small, plain and
-    gzipped, and at least as fast, and better in one of the four. The estimates are compared as they stand, intervals
-    aside, so that the mark follows from the numbers printed: a place on the front may be owed to
-    noise, and it is the verdict that judges noise. The time counts where every variant was timed.
+    A variant is beaten by another that is in none of accuracy, size, gzipped size and time worse,
+    and in one of them better. Better or worse is only what goes beyond a tolerance: 0.05 points of
+    accuracy, 1 % of a size, and for the time 1 % and intervals that lie apart. So one byte decides
+    nothing. A variant is off the front if one on the front beats it; as a tolerance is not
+    transitive, variants may beat each other round in a circle, and then all of them stay on it.
+    The time counts where every variant was timed. Differences of accuracy are taken as they
+    stand beyond 0.05 points: it is the verdict that judges noise.
     """
     timed = all(variant.p50_ms is not None for variant in variants)
 
-    def costs(variant: Variant) -> tuple[float, ...]:
-        time = (variant.p50_ms or 0.0,) if timed else ()
-        return (-variant.accuracy, variant.size_bytes, variant.gzip_bytes, *time)
+    def beats(one: Variant, other: Variant) -> bool:
+        gains = [
+            _gain_of_accuracy(one, other),
+            _gain_of_size(one.size_bytes, other.size_bytes),
+            _gain_of_size(one.gzip_bytes, other.gzip_bytes),
+            _gain_of_time(one, other) if timed else 0,
+        ]
+        return min(gains) >= 0 and max(gains) > 0
 
-    def dominates(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
-        return left != right and all(a <= b for a, b in zip(left, right, strict=True))
+    beaten_by = [{i for i, v in enumerate(variants) if beats(v, other)} for other in variants]
+    on: set[int] = set()
+    off: set[int] = set()
+    while new := {i for i, by in enumerate(beaten_by) if i not in on | off and by <= off}:
+        on |= new
+        off |= {i for i, by in enumerate(beaten_by) if by & new}
+    return [i not in off for i in range(len(variants))]
 
-    everyone = [costs(variant) for variant in variants]
-    return [not any(dominates(other, mine) for other in everyone) for mine in everyone]
+
+def _sign(number: float) -> int:
+    return (number > 0) - (number < 0)
+
+
+def _gain_of_accuracy(one: Variant, other: Variant) -> int:
+    """Say whether the first is more (1), less (-1) or as (0) accurate."""
+    difference = one.accuracy - other.accuracy
+    # A hair more than the tolerance, since 0.9865 - 0.986 is not quite 0.0005.
+    return _sign(difference) if abs(difference) > FRONT_POINTS / 100 + 1e-9 else 0
+
+
+def _gain_of_size(one: float, other: float) -> int:
+    """Say whether the first is smaller (1), larger (-1) or about as (0) large."""
+    return _sign(other - one) if max(one, other) > (1 + FRONT_RATIO) * min(one, other) else 0
+
+
+def _gain_of_time(one: Variant, other: Variant) -> int:
+    """Say whether the first is faster (1), slower (-1) or about as (0) fast."""
+    mine, its = one.p50_ms or 0.0, other.p50_ms or 0.0
+    lows = (one.p50_low_ms or mine, other.p50_low_ms or its)
+    highs = (one.p50_high_ms or mine, other.p50_high_ms or its)
+    return 0 if max(lows) <= min(highs) else _gain_of_size(mine, its)
+
+
+def _doubts(variants: Sequence[Variant], data: Data) -> list[str]:
+    """Say why the baseline may be too poor to compare anything with."""
+    baseline, doubts = variants[0], []
+    if data.majority_share is not None:
+        share, guess = data.majority_share, "always answering the most frequent class"
+    else:
+        share, guess = 1 / max(1, data.classes), "guessing"
+    if baseline.accuracy_low <= share:
+        doubts.append(
+            f"{baseline.name} is not detectably better than {guess}, which is right on "
+            f"{accuracy(share)}: its accuracy is {accuracy(baseline.accuracy)} "
+            f"{accuracy_bounds(baseline.accuracy_low, baseline.accuracy_high)}. "
+            "What the variants cost means little until it has learned something."
+        )
+    better = [v for v in variants[1:] if lost_or_gained(v) and (v.baseline_delta_points or 0) > 0]
+    if better:
+        best = max(better, key=lambda v: v.baseline_delta_points or 0)
+        longer = ", which was trained longer," if _trains(best, variants) else ""
+        doubts.append(
+            f"{baseline.name} looks undertrained: {best.name}{longer} is more accurate by "
+            f"{points(best.baseline_delta_points or 0)} points "
+            f"{points_bounds(best.baseline_delta_low or 0, best.baseline_delta_high or 0)}. "
+            f"Train {baseline.name} longer before comparing."
+        )
+    return doubts
+
+
+def _trains(variant: Variant, variants: Sequence[Variant]) -> bool:
+    """Say whether a step between the baseline and a variant had epochs of its own."""
+    by_name = {v.name: v for v in variants}
+    while variant.parent is not None:
+        if any(isinstance(value, dict) and "epochs" in value for value in variant.step.values()):
+            return True
+        variant = by_name[variant.parent]
+    return False
 
 
 def _require_tree(variants: Sequence[Finished]) -> None:
@@ -203,6 +293,9 @@ def _variant(done: Finished, seen: Latency | None) -> Variant:
         int8_layers=audit.int8_layers if audit else None,
         weighted_layers=len(audit.layers) if audit else None,
         float_islands=len(audit.float_islands) if audit else None,
+        recall=done.evaluation.recall,
+        recall_delta_points=parent.recall_delta_points if parent else (),
+        baseline_recall_delta_points=baseline.recall_delta_points if baseline else (),
     )
 
 

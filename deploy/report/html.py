@@ -12,10 +12,18 @@ from typing import Any
 from deploy.errors import needs_extra
 from deploy.record import LayerFacts
 from deploy.report import plots, quantities
+from deploy.report.classes import about_classes, class_rows
 from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.results import Results, Variant
-from deploy.report.summary import INT8_METHOD, audited, environment_facts, method, step_words
-from deploy.report.table import columns_of
+from deploy.report.summary import (
+    FRONT,
+    INT8_METHOD,
+    audited,
+    environment_facts,
+    method,
+    step_words,
+)
+from deploy.report.table import RESOURCES, columns_of
 from deploy.report.verdict import RULE, best_variant, lost_or_gained
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -81,6 +89,10 @@ def to_html(results: Results) -> str:
         columns=columns_of(results),
         audited=audited(results),
         int8_method=INT8_METHOD.replace("`", ""),
+        resources=columns_of(results, RESOURCES),
+        classes=class_rows(results),
+        about_classes=about_classes(results),
+        about_front=FRONT.removeprefix("● "),
         layers=_layer_names(results),
         layer_of=_layer_of(results),
         notes=_notes(results),

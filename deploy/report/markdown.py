@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from deploy.report.machines import COLUMNS, machine_rows, machine_words
+from deploy.report.classes import about_classes, class_rows
+from deploy.report.machines import COLUMNS as MACHINE_COLUMNS
+from deploy.report.machines import machine_rows, machine_words
+from deploy.report.quantities import percent, points
 from deploy.report.results import Results
 from deploy.report.summary import (
+    FRONT,
     INT8_METHOD,
     audited,
     environment_facts,
@@ -15,35 +19,40 @@ from deploy.report.summary import (
     method,
     step_words,
 )
-from deploy.report.table import columns_of
-from deploy.report.verdict import RULE
+from deploy.report.table import COLUMNS, RESOURCES, Column, columns_of
+from deploy.report.verdict import RULE, best_variant
 
 
 def to_markdown(results: Results) -> str:
     """Return ``report.md``."""
-    columns = columns_of(results)
-    table = [["Variant", *(column.title for column in columns), "Pareto"]]
-    for variant in results.variants:
-        cells = [column.cell(variant) for column in columns]
-        texts = [" ".join((cell.text, *cell.details)) if cell else "" for cell in cells]
-        table.append([_plain(variant.name), *texts, "●" if variant.pareto else ""])
+    best = best_variant(results)
     parts = [
         f"# {_plain(results.title)}",
         _plain(results.description),
         f"**{_plain(results.verdict)}**",
+        f"File to ship: {_code(best.path)}" if best else "",
         *(f"> Warning: {_plain(warning)}" for warning in results.warnings),
         "## Variants",
-        _table(table),
-        f"● on the Pareto front. {method(results)} {RULE}",
+        _variants(results, COLUMNS, with_front=True),
+        f"{FRONT} {method(results)} {RULE}",
+        *(
+            ["## Times and memory", _variants(results, RESOURCES)]
+            if columns_of(results, RESOURCES)
+            else []
+        ),
         *_other_machines(results),
         "## Lineage",
         "\n".join(
-            f"{'  ' * depth}- **{_plain(variant.name)}**: {_plain(step_words(variant))}"
+            f"{'  ' * depth}- **{_plain(variant.name)}**: {_plain(step_words(variant))}; {_code(variant.path)}"
             for depth, variant in lineage(results)
         ),
         *_int8(results),
+        *_per_class(results),
         "## Layers",
-        _table([["Variant", "Layer", "Parameters", "Zeros", "Bits", "Note"], *_layers(results)]),
+        _table(
+            [["Variant", "Layer", "Parameters", "Zeros", "Bits", "Note"], *_layers(results)],
+            align="llrrrl",
+        ),
         "## Environment",
         "\n".join(f"- {name}: {_plain(value)}" for name, value in environment_facts(results)),
         "## Reproduce",
@@ -56,7 +65,7 @@ def to_markdown(results: Results) -> str:
 def _other_machines(results: Results) -> list[str]:
     if not results.machines:
         return []
-    rows = [["Machine", "Variant", *COLUMNS]]
+    rows = [["Machine", "Variant", *MACHINE_COLUMNS]]
     rows += [
         [
             _plain(row.machine),
@@ -70,7 +79,11 @@ def _other_machines(results: Results) -> list[str]:
         + "".join(f"; warning: {_plain(warning)}" for warning in machine.warnings)
         for machine in results.machines
     ]
-    return ["## Other machines", _table(rows), "\n".join(about)]
+    return [
+        "## Other machines",
+        _table(rows, align="ll" + "r" * len(MACHINE_COLUMNS)),
+        "\n".join(about),
+    ]
 
 
 def _int8(results: Results) -> list[str]:
@@ -88,7 +101,7 @@ def _int8(results: Results) -> list[str]:
             f"{variant.weighted_layers}",
             f"{variant.float_islands}",
         ])  # fmt: skip
-    return ["## What runs in int8", _table(rows), INT8_METHOD]
+    return ["## What runs in int8", _table(rows, align="lrrrrr"), INT8_METHOD]
 
 
 def _layers(results: Results) -> list[list[str]]:
@@ -106,10 +119,57 @@ def _layers(results: Results) -> list[list[str]]:
     ]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _variants(results: Results, all_columns: Sequence[Column], *, with_front: bool = False) -> str:
+    """Return a table of one line a variant."""
+    columns = columns_of(results, all_columns)
+    rows = [["Variant", *(column.title for column in columns)]]
+    for variant in results.variants:
+        cells = [column.cell(variant) for column in columns]
+        texts = [" ".join((cell.text, *cell.details)) if cell else "" for cell in cells]
+        rows.append([_plain(variant.name), *texts])
+    align = "l" + "r" * len(columns)
+    if with_front:
+        rows[0].append("Pareto")
+        for row, variant in zip(rows[1:], results.variants, strict=True):
+            row.append("●" if variant.pareto else "")
+        align += "l"
+    return _table(rows, align=align)
+
+
+def _per_class(results: Results) -> list[str]:
+    rows = class_rows(results)
+    if not rows:
+        return []
+    names = [variant.name for variant in results.variants]
+    body = [
+        [
+            _plain(row.label),
+            percent(row.recall),
+            *(
+                "" if delta is None else f"**{points(delta)}**" if most else points(delta)
+                for delta, most in zip(row.deltas, row.lost_most, strict=True)
+            ),
+        ]
+        for row in rows
+    ]
+    table = _table([["Class", *map(_plain, names)], *body], align="l" + "r" * len(names))
+    return [
+        "## Per class",
+        table,
+        f"{about_classes(results)} Bold: the largest losses of a variant.",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]], *, align: str) -> str:
+    """Return a table; ``align`` has a letter a column: ``l`` for text, ``r`` for numbers."""
     head, *body = rows
-    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    lines = [head, ["---:" if side == "r" else "---" for side in align], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    """Return a short text as code where code can hold it."""
+    return _plain(text) if "`" in text or "\n" in text else f"`{text}`"
 
 
 def _plain(text: str) -> str:

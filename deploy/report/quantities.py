@@ -81,6 +81,16 @@ def file_size(size_bytes: float) -> str:
     return f"{_digits(size_bytes / scale, whole=unit == 'B')}{_THIN}{unit}"
 
 
+def memory_size(size_bytes: float) -> str:
+    r"""Write an amount of memory with a binary unit, as ``lightship doctor`` does.
+
+    >>> [memory_size(n).replace("\u202f", " ") for n in (71_544_832, 25_276_502_016)]
+    ['68.2 MiB', '23.5 GiB']
+    """
+    unit, scale = ("GiB", 2**30) if size_bytes >= 1000 * 2**20 else ("MiB", 2**20)
+    return f"{_digits(size_bytes / scale)}{_THIN}{unit}"
+
+
 def duration(ms: float) -> str:
     r"""Write a time with three digits, in the unit that keeps it readable.
 

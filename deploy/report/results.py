@@ -78,6 +78,13 @@ class Variant(Record, frozen=True):
     """Layers with stored weights; two that share their weights count as two."""
     float_islands: Count | None = None
     """Groups of nodes that compute in float between int8 kernels."""
+    recall: tuple[Fraction, ...] = ()
+    """Share of each class's test samples that are classed right, in the order of ``data.labels``;
+    empty in files of before it was kept, as are the two that follow."""
+    recall_delta_points: tuple[float, ...] = ()
+    """Change of each recall against the variant named in ``from``, in percentage points."""
+    baseline_recall_delta_points: tuple[float, ...] = ()
+    """Change of each recall against the first variant, in percentage points."""
 
 
 class Data(Record, frozen=True):
@@ -94,6 +101,10 @@ class Data(Record, frozen=True):
     validation_samples: Count | None = None
     calibration_samples: Count | None = None
     """Part of the training samples."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of every ``recall``."""
+    majority_share: Fraction | None = None
+    """Share of the test samples that are of the most frequent class."""
 
 
 class Session(Record, frozen=True):
@@ -105,6 +116,8 @@ class Session(Record, frozen=True):
     sessions_per_process: Count | None
     batch: Count | None
     """Samples a call when throughput was measured."""
+    measured_at: str | None = None
+    """ISO 8601 time at which it was timed, where that was written down."""
 
 
 class Reproduce(Record, frozen=True):
@@ -204,7 +217,7 @@ def read_results(path: Path) -> Results:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the results.json of a run"
+            f"{path}: cannot be read ({error.strerror}); give the run folder"
         ) from error
     try:
         version = msgspec.json.decode(text, type=_Version).schema
@@ -217,7 +230,7 @@ def read_results(path: Path) -> Results:
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: not a results.json: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); give the results.json of a run") from error
+        raise UserError(f"{path}: not JSON ({error}); give the run folder") from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -225,7 +238,7 @@ def json_schema() -> dict[str, Any]:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lightship results.json",
-        **msgspec.json.schema(Results),
+        **msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Results))),  # tuples: lists
     }
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(schema))  # tuples become lists
     return plain

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from deploy.report.quantities import file_size
+from deploy.bench import SYSTEMATIC
+from deploy.report.build import FRONT_POINTS, FRONT_RATIO
+from deploy.report.quantities import memory_size
 from deploy.report.results import Results, Variant
 
 INT8_METHOD = (
@@ -20,6 +23,16 @@ def audited(results: Results) -> list[Variant]:
     return [variant for variant in results.variants if variant.int8_layers is not None]
 
 
+FRONT = (
+    f"● On the Pareto front: no other variant is better in one of accuracy, size, gzipped size and "
+    f"median time without being worse in another. Only what goes beyond {FRONT_POINTS:g} points of "
+    f"accuracy, {100 * FRONT_RATIO:g}\u202f% of a size, or both {100 * FRONT_RATIO:g}\u202f% of a "
+    "time and its interval counts as better or worse; noise of the accuracy beyond that may still "
+    "decide, and the intervals tell."
+)
+"""What the mark of the front means, for the reader of a report."""
+
+
 def lineage(results: Results) -> Iterator[tuple[int, Variant]]:
     """Yield every variant below its parent, with its depth in the tree, the baseline at 0."""
 
@@ -33,19 +46,67 @@ def lineage(results: Results) -> Iterator[tuple[int, Variant]]:
 
 
 def step_words(variant: Variant) -> str:
-    """Say which step made a variant, with its plain settings; nested ones are in the recipe.
+    """Say which step made a variant, with every setting that says something.
 
-    The kind comes first: ``magnitude prune, final sparsity 0.9``.
+    The kind comes first: ``magnitude prune · final sparsity 0.9 · skip conv1, dense2``. Defaults
+    are not known here, so all settings are said but those that are null, empty or 0; in a setting
+    by layer (``per_layer``) a 0 counts.
     """
-    kind, settings = "", []
-    for name, value in variant.step.items():
-        if name == "kind":
-            kind = str(value).replace("_", " ")
-        elif isinstance(value, bool):
-            settings.append(name.replace("_", " ") if value else f"not {name.replace('_', ' ')}")
-        elif isinstance(value, str | int | float):
-            settings.append(f"{name.replace('_', ' ')} {value}")
-    return ", ".join(([kind] if kind else []) + settings)
+    kind = [_spaced(str(variant.step["kind"]))] if variant.step.get("kind") else []
+    return " · ".join(kind + _settings(variant.step))
+
+
+def _settings(step: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a step or of a table in it as words, without its kind."""
+    said = (_setting(name, value) for name, value in step.items() if name != "kind")
+    return [words for words in said if words]
+
+
+def _setting(name: str, value: Any) -> str:
+    """Return one setting as words, or nothing where it says nothing."""
+    label = "fine-tune" if name == "fine_tune" else _spaced(name)
+    if isinstance(value, bool):
+        return label if value else f"not {label}"
+    if value is None or value in ("", 0):
+        return ""
+    if isinstance(value, Mapping):
+        if name.startswith("per_"):
+            entries = [f"{layer} {_plain(entry)}" for layer, entry in value.items()]
+            return f"{label} {', '.join(entries)}" if entries else ""
+        return _table(label, value)
+    if isinstance(value, list | tuple):
+        return f"{label} {', '.join(map(_plain, value))}" if value else ""
+    return f"{label} {_plain(value)}"
+
+
+def _table(label: str, table: Mapping[str, Any]) -> str:
+    """Return a nested table as words: what it is, the rest in brackets."""
+    head = [label]
+    if table.get("kind"):
+        head.append(_spaced(str(table["kind"])))
+    if table.get("epochs"):
+        epochs = table["epochs"]
+        head.append(_plural(epochs, "epoch") if isinstance(epochs, int) else f"{epochs} epochs")
+    rest = _settings({name: value for name, value in table.items() if name != "epochs"})
+    if len(head) == 1 and not rest:
+        return ""
+    return " ".join(head) + (f" ({', '.join(rest)})" if rest else "")
+
+
+def _plain(value: Any) -> str:
+    """Return a plain value as words; a list or table among others in brackets."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        kind = _spaced(str(value.get("kind", "")))
+        return " ".join(part for part in (kind, ", ".join(_settings(value))) if part)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return str(value)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def method(results: Results) -> str:
@@ -56,11 +117,13 @@ def method(results: Results) -> str:
     )
     if session.processes is None:
         return f"{text} Nothing was timed."
+    when = f", measured {session.measured_at}" if session.measured_at else ""
     return (
-        f"{text} Times: {_plural(session.threads, 'thread')}, all variants interleaved in random "
-        f"order, {_plural(session.sessions_per_process, 'session')} in each of "
-        f"{_plural(session.processes, 'process', 'processes')}, throughput in batches of "
-        f"{session.batch}. Intervals are 95\u202f% intervals."
+        f"{text} Times: of random inputs, {_plural(session.threads, 'thread')}, all variants "
+        f"interleaved in random order, {_plural(session.sessions_per_process, 'session')} in each "
+        f"of {_plural(session.processes, 'process', 'processes')}, throughput in batches of "
+        f"{session.batch}{when}. Intervals are 95\u202f% intervals; those of speed-ups are widened "
+        f"by ±{100 * SYSTEMATIC:g}\u202f% for what the layout of code and memory does to a time."
     )
 
 
@@ -78,7 +141,7 @@ def environment_facts(results: Results) -> list[tuple[str, str]]:
         ("CPU", f"{machine.cpu}, {_plural(machine.cores, 'core')}, {machine.architecture}"),
         ("Instruction sets", ", ".join(machine.isa) or "none of note"),
         ("Quantization target", machine.target),
-        ("Memory", file_size(machine.memory_bytes)),
+        ("Memory", memory_size(machine.memory_bytes) if machine.memory_bytes else "not known"),
         ("Frequency governor", machine.governor or "not known"),
         ("Load average", "not known" if load is None else f"{load:.2f} when measuring began"),
         ("System", f"{machine.os}, Python {machine.python}"),

@@ -1,4 +1,4 @@
-"""The columns of the table of variants: a new column of the report goes here.
+"""The columns of the tables of variants: a new column of the report goes here.
 
 ``results.csv`` needs no entry: it has every plain field of ``Variant``.
 """
@@ -19,6 +19,7 @@ from deploy.report.quantities import (
     duration,
     duration_bounds,
     file_size,
+    memory_size,
     p_value,
     percent,
     points,
@@ -53,9 +54,15 @@ def _accuracy(variant: Variant) -> Cell:
 
 
 def _against_parent(variant: Variant) -> Cell | None:
-    return _difference(
-        variant.delta_points, variant.delta_low, variant.delta_high, variant.mcnemar_p
+    """Return the difference from the parent, unless it is the one from the baseline once more."""
+    seen = (variant.delta_points, variant.delta_low, variant.delta_high, variant.mcnemar_p)
+    against_baseline = (
+        variant.baseline_delta_points,
+        variant.baseline_delta_low,
+        variant.baseline_delta_high,
+        variant.baseline_mcnemar_p,
     )
+    return None if seen == against_baseline else _difference(*seen)
 
 
 def _against_baseline(variant: Variant) -> Cell | None:
@@ -115,28 +122,31 @@ def _int8(variant: Variant) -> Cell | None:
     return Cell(percent(variant.int8_macs_share), (layers,), variant.int8_macs_share)
 
 
+_MEDIAN = Column("Median time", "Latency of one sample: median with its 95 % interval", _median)
+
 COLUMNS = (
-    Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
-    Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
     Column(
         "Accuracy",
         "Share of the test samples classed right, with its Wilson 95 % interval",
         _accuracy,
     ),
     Column(
-        "Δ baseline",
-        "Percentage points against the baseline, with its 95 % interval and exact McNemar p-value",
-        _against_baseline,
-    ),
-    Column("Median time", "Latency of one sample: median with its 95 % interval", _median),
-    Column(
         "Speed-up",
         "Median time of the baseline over that of the variant, with its 95 % interval",
         _speedup,
     ),
     Column(
-        "Δ parent",
-        "Percentage points against the variant it was made from, with its 95 % interval and exact McNemar p-value",
+        "Δ baseline, points",
+        "Percentage points against the baseline, with its 95 % interval and exact McNemar p-value",
+        _against_baseline,
+    ),
+    Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
+    Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
+    _MEDIAN,
+    Column(
+        "Δ parent, points",
+        "Percentage points against the variant it was made from, with its 95 % interval and exact "
+        "McNemar p-value; empty where the same as against the baseline",
         _against_parent,
     ),
     Column(
@@ -150,6 +160,11 @@ COLUMNS = (
         "Share of the multiply-accumulates that int8 kernels do, in the graph that runs",
         _int8,
     ),
+)
+"""The table of variants: what decides comes first, as a narrow screen shows no more."""
+
+RESOURCES = (
+    _MEDIAN,
     Column("p90", "Latency of one sample: 90th percentile", _plain(duration, "p90_ms")),
     Column("p99", "Latency of one sample: 99th percentile", _plain(duration, "p99_ms")),
     Column("Samples/s", "Throughput in batches", _plain(count, "throughput_per_s")),
@@ -157,25 +172,29 @@ COLUMNS = (
     Column(
         "Memory",
         "Peak resident memory of a process that opened and ran it",
-        _plain(file_size, "peak_rss_bytes"),
+        _plain(memory_size, "peak_rss_bytes"),
     ),
 )
+"""The second table, of times and memory."""
+
+_NOT_PLAIN = ("layers", "recall", "recall_delta_points", "baseline_recall_delta_points")
 
 
-def columns_of(results: Results) -> Sequence[Column]:
+def columns_of(results: Results, columns: Sequence[Column] = COLUMNS) -> Sequence[Column]:
     """Return the columns in which at least one variant has something to show."""
-    return [c for c in COLUMNS if any(c.cell(variant) for variant in results.variants)]
+    return [c for c in columns if any(c.cell(variant) for variant in results.variants)]
 
 
 def to_csv(results: Results) -> str:
     """Return ``results.csv``: one line a variant, one column a plain field, numbers in full.
 
-    ``step`` is its kind alone; ``layers`` are left to ``results.json``.
+    ``step`` is its kind alone; layers and classes are left to ``results.json``.
     """
     rows = []
     for variant in results.variants:
         row = msgspec.to_builtins(variant)
-        del row["layers"]
+        for field in _NOT_PLAIN:
+            del row[field]
         row["step"] = variant.step.get("kind", "")
         rows.append(row)
     text = io.StringIO(newline="")

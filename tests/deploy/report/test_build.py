@@ -6,14 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.report.build import pareto_front
-from tests.deploy.report.example import example, measurement, variants
+from tests.deploy.report.example import comparison, example, measurement, variants
 
 TEMPLATE = example().baseline
 
 
-def candidate(accuracy, size_bytes, gzip_bytes, p50_ms):
+def candidate(accuracy, size_bytes, gzip_bytes, p50_ms, spread=0.0):
     return msgspec.structs.replace(
-        TEMPLATE, accuracy=accuracy, size_bytes=size_bytes, gzip_bytes=gzip_bytes, p50_ms=p50_ms
+        TEMPLATE,
+        accuracy=accuracy,
+        size_bytes=size_bytes,
+        gzip_bytes=gzip_bytes,
+        p50_ms=p50_ms,
+        p50_low_ms=p50_ms and p50_ms * (1 - spread),
+        p50_high_ms=p50_ms and p50_ms * (1 + spread),
     )
 
 
@@ -33,7 +39,7 @@ def test_equals_share_the_front():
 
 
 def test_time_does_not_count_unless_all_were_timed():
-    timed, untimed = candidate(0.9, 100, 90, 1.0), candidate(0.9, 101, 90, None)
+    timed, untimed = candidate(0.9, 100, 90, 1.0), candidate(0.9, 102, 90, None)
     assert pareto_front([timed, untimed]) == [True, False]
 
 
@@ -63,8 +69,92 @@ def test_what_is_off_the_front_is_beaten_by_something_on_it(candidates):
         assert any(beaten) is not on
 
 
-def test_the_example_has_a_variant_off_the_front():
-    assert [v.name for v in example().variants if not v.pareto] == ["float16"]
+def test_one_byte_does_not_put_a_variant_on_the_front():
+    int8, pruned_int8 = (
+        candidate(0.9765, 447_331, 423_161, 0.05),
+        candidate(0.9775, 447_332, 85_597, 0.05),
+    )
+    assert pareto_front([int8, pruned_int8]) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("other", "on"),
+    [
+        (candidate(0.9005, 200, 90, 1.0), False),  # 0.05 points are no gain
+        (candidate(0.9006, 200, 90, 1.0), True),
+        (candidate(0.9, 99.5, 180, 1.0), False),  # nor is 0.5 % of a size
+        (candidate(0.9, 98, 180, 1.0), True),
+        (candidate(0.9, 200, 90, 0.8, spread=0.3), False),  # nor a time inside the interval
+        (candidate(0.9, 200, 90, 0.8), True),
+    ],
+)
+def test_a_gain_within_the_tolerance_is_none(other, on):
+    assert pareto_front([candidate(0.9, 100, 90, 1.0), other]) == [True, on]
+
+
+@given(
+    st.lists(
+        st.builds(
+            candidate,
+            st.floats(0.9, 0.902),
+            st.integers(1000, 1030),
+            st.integers(1000, 1030),
+            st.floats(1.0, 1.03),
+            st.floats(0, 0.01),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_near_the_tolerance_too_the_front_is_never_empty(candidates):
+    assert any(pareto_front(candidates))
+
+
+def test_a_baseline_that_may_as_well_guess_is_warned_of():
+    def poor(share):
+        data = msgspec.structs.replace(example().data, majority_share=share)
+        return " ".join(example(data=data).warnings)
+
+    assert poor(0.5) == ""
+    assert "baseline is not detectably better than always answering the most frequent" in poor(
+        0.981
+    )
+
+
+def test_without_class_frequencies_a_guess_is_one_class_in_all():
+    data = msgspec.structs.replace(example().data, classes=1)
+    assert "not detectably better than guessing" in " ".join(example(data=data).warnings)
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.001, True), (0.06, False)])
+def test_a_variant_better_than_the_baseline_is_warned_of(p, said):
+    better = variants()
+    gain = comparison(25.0, 3.0, p, 0.7)
+    better[1] = dataclasses.replace(better[1], against_baseline=gain)
+    text = " ".join(example(variants=better).warnings)
+    expected = (
+        "baseline looks undertrained: pruned, which was trained longer, is more accurate by +25.00"
+    )
+    assert (expected in text) is said
+
+
+def test_what_every_class_lost_and_its_label_are_kept():
+    results = example()
+    assert results.data.labels == tuple("0123456789")
+    assert results.variants[0].recall == (0.9865,) * 10
+    assert results.variants[0].recall_delta_points == ()
+    assert results.variants[3].recall_delta_points == (-0.05,) * 10
+    assert results.variants[3].baseline_recall_delta_points == (-0.25,) * 10
+
+
+def test_the_time_of_the_measurement_is_kept():
+    assert example().session.measured_at is None
+    dated = msgspec.structs.replace(measurement(), measured_at="2025-01-31T09:00:00+00:00")
+    assert example(measurement=dated).session.measured_at == "2025-01-31T09:00:00+00:00"
+
+
+def test_what_is_no_better_than_a_twentieth_of_a_point_is_off_the_front():
+    assert [v.name for v in example().variants if v.pareto] == ["int8", "pruned-int8"]
 
 
 def test_the_measurement_brings_its_own_environment_and_warnings():

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from deploy.errors import MissingExtraError
+from deploy.errors import MissingExtraError, UserError
 from deploy.report import read_results, to_html, write_report
 from tests.deploy.report.example import example
 
@@ -183,6 +183,17 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
         write_report(example(title="another"), tmp_path)
     assert (tmp_path / "results.json").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    (tmp_path / "results.csv").mkdir()
+    with pytest.raises(UserError, match=r"results\.csv: must be a file, got a folder"):
+        write_report(example(), tmp_path)
+
+
+def test_an_old_verdict_is_passed_anew_by_the_rule_that_the_report_states(tmp_path):
+    write_report(msgspec.structs.replace(example(), verdict="of an older rule"), tmp_path)
+    assert read_results(tmp_path / "results.json") == example()
 
 
 def test_without_the_extra_all_but_the_page_is_written(tmp_path, monkeypatch):

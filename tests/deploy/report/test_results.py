@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from deploy.errors import UserError
-from deploy.report import Results, json_schema, read_results, to_markdown
+from deploy.report import Results, json_schema, read_results
+from deploy.report.markdown import to_markdown
+from deploy.report.table import to_csv
 from tests.deploy.report.example import example
 
 SCHEMA = Path(__file__).parents[3] / "docs" / "results.schema.json"
@@ -111,6 +113,22 @@ def test_the_share_of_macs_in_int8_is_in_the_results_and_in_the_markdown():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json: cannot be read \(No such file"):
         read_results(tmp_path / "nowhere.json")
+
+
+def test_a_file_of_before_the_newer_fields_is_read(tmp_path):
+    def older(content):
+        for field in ("labels", "majority_share"):
+            del content["data"][field]
+        del content["session"]["measured_at"]
+        for variant in content["variants"]:
+            for field in ("recall", "recall_delta_points", "baseline_recall_delta_points"):
+                del variant[field]
+
+    results = read_results(written(tmp_path / "results.json", older))
+    assert results.data.labels == ()
+    assert results.variants[1].recall == ()
+    assert "## Per class" not in to_markdown(results)
+    assert "recall" not in to_csv(results)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"<html>"])

@@ -3,10 +3,11 @@ import io
 
 import msgspec
 
+from deploy.report.classes import about_classes, class_rows
 from deploy.report.markdown import to_markdown
-from deploy.report.summary import lineage, step_words
+from deploy.report.summary import lineage, method, step_words
 from deploy.report.table import COLUMNS, columns_of, to_csv
-from tests.deploy.report.example import example
+from tests.deploy.report.example import example, measurement
 
 
 def renamed(name):
@@ -62,6 +63,77 @@ def test_the_lineage_puts_every_variant_below_its_parent():
     ]
 
 
-def test_a_step_is_said_with_its_plain_settings_alone():
-    pruned = example().variants[1]
-    assert step_words(pruned) == "magnitude prune, final sparsity 0.9, schedule polynomial"
+def words(**step):
+    return step_words(msgspec.structs.replace(example().variants[1], step=step))
+
+
+def test_a_step_is_said_with_its_settings_nested_ones_too():
+    assert step_words(example().variants[1]) == (
+        "magnitude prune · final sparsity 0.9 · schedule polynomial · "
+        "fine-tune 2 epochs (batch size 128)"
+    )
+    adam = {"kind": "adam", "learning_rate": 0.001}
+    fit = {"epochs": 1, "optimizer": adam, "schedule": {"kind": "cosine", "warmup_epochs": 0.0}}
+    assert words(kind="distill", fine_tune=fit) == (
+        "distill · fine-tune 1 epoch (optimizer adam (learning rate 0.001), schedule cosine)"
+    )
+
+
+def test_lists_and_settings_by_layer_are_said_zeros_of_a_layer_too():
+    assert words(kind="x", per_layer={"conv_1": 0.0, "conv2": 0.8}, skip=["conv1", "dense2"]) == (
+        "x · per layer conv_1 0, conv2 0.8 · skip conv1, dense2"
+    )
+
+
+def test_what_says_nothing_is_left_out_of_a_step():
+    assert words(kind="x", power=3.0, begin=0.0, exclude=[], target=None, per_layer={}) == (
+        "x · power 3"
+    )
+    assert words(kind="x", early_stopping={}, per_channel=False) == "x · not per channel"
+
+
+def test_the_difference_from_a_parent_that_is_the_baseline_is_not_said_twice():
+    parent = next(column for column in COLUMNS if column.title.startswith("Δ parent"))
+    shown = {v.name for v in example().variants if parent.cell(v)}
+    assert shown == {"pruned-int8"}
+
+
+def test_the_method_says_what_widens_the_intervals_and_when_it_was_timed():
+    assert "random inputs" in method(example())
+    assert "widened by ±1\u202f%" in method(example())
+    dated = msgspec.structs.replace(measurement(), measured_at="2025-01-31")
+    assert "measured 2025-01-31." in method(example(measurement=dated))
+
+
+def test_text_is_aligned_left_and_numbers_right_in_markdown():
+    assert (
+        "| Variant | Layer | Parameters | Zeros | Bits | Note |\n| --- | --- | ---: | ---: | ---: | --- |"
+        in (to_markdown(example()))
+    )
+
+
+def test_the_file_to_ship_is_named_in_markdown():
+    assert "File to ship: `models/pruned-int8.onnx`" in to_markdown(example())
+
+
+def test_the_classes_that_lost_most_are_marked():
+    results = example()
+    lost = (0.0, -9.0, 1.0, -2.0, -3.0, -0.5, 0.0, 0.0, 0.0, 0.0)
+    changed = msgspec.structs.replace(results.variants[1], baseline_recall_delta_points=lost)
+    baseline, _, *rest = results.variants
+    rows = class_rows(msgspec.structs.replace(results, variants=(baseline, changed, *rest)))
+    assert [row.label for row in rows if row.lost_most[0]] == ["1", "3", "4"]
+    assert [row.deltas[0] for row in rows] == list(lost)
+
+
+def test_of_many_classes_those_that_lost_most_are_shown():
+    results = example()
+    lost = tuple(-float(i) for i in range(50))
+    first, second = results.variants[:2]
+    variants = (
+        msgspec.structs.replace(first, recall=(0.9,) * 50),
+        msgspec.structs.replace(second, recall=(0.9,) * 50, baseline_recall_delta_points=lost),
+    )
+    many = msgspec.structs.replace(results, variants=variants)
+    assert [row.label for row in class_rows(many)] == [str(i) for i in range(30, 50)]
+    assert "Of 50 classes the 20" in about_classes(many)

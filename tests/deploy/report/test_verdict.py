@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from deploy.intervals import paired_difference
 from deploy.report.verdict import best_variant, verdict
 from tests.deploy.report.example import example
 
@@ -29,7 +30,13 @@ def test_the_verdict_says_size_speed_and_cost_with_their_intervals():
 def test_a_speed_up_whose_interval_holds_1_is_not_called_faster():
     noise = {"speedup": 1.02, "speedup_low": 0.97, "speedup_high": 1.08}
     sentence = verdict(changed(pruned_int8=noise))
-    assert "no faster or slower that could be told (1.02× [0.97, 1.08]) than baseline" in sentence
+    assert "as a file) and about as fast as baseline (1.02× [0.97, 1.08]), at" in sentence
+
+
+def test_a_speed_up_known_too_roughly_is_not_called_about_as_fast():
+    rough = {"speedup": 1.02, "speedup_low": 0.7, "speedup_high": 1.48}
+    sentence = verdict(changed(pruned_int8=rough))
+    assert "not detectably faster or slower (1.02× [0.70, 1.48]) than baseline" in sentence
 
 
 def test_slower_is_said_as_slower():
@@ -39,13 +46,15 @@ def test_slower_is_said_as_slower():
 
 def test_a_real_loss_is_not_called_noise():
     loss = {"baseline_delta_points": -0.8, "baseline_delta_low": -1.3, "baseline_delta_high": -0.3}
-    sentence = verdict(changed(pruned_int8={**loss, "baseline_mcnemar_p": 0.002}))
-    assert sentence.endswith("at −0.80 points [−1.30, −0.30] of accuracy.")
+    others = dict.fromkeys(("pruned", "int8", "float16"), LOST)
+    small = {**loss, "baseline_delta_low": -0.99, "baseline_mcnemar_p": 0.002}
+    sentence = verdict(changed(pruned_int8=small, **others))
+    assert sentence.endswith("at −0.80 points [−0.99, −0.30] of accuracy.")
 
 
 @pytest.mark.parametrize("noise", [{"baseline_mcnemar_p": 0.06}, {"baseline_delta_high": 0.01}])
 def test_a_loss_that_interval_or_test_calls_noise_is_called_noise(noise):
-    loss = {"baseline_delta_points": -0.8, "baseline_delta_low": -1.3, "baseline_delta_high": -0.3}
+    loss = {"baseline_delta_points": -0.8, "baseline_delta_low": -0.9, "baseline_delta_high": -0.3}
     sentence = verdict(changed(pruned_int8={**loss, "baseline_mcnemar_p": 0.002, **noise}))
     assert "no detectable difference" in sentence
 
@@ -60,10 +69,68 @@ def test_a_slower_variant_is_chosen_only_where_none_is_left():
     assert best_variant(changed(**all_slow)).name == "pruned-int8"
 
 
+NAMES = ("pruned", "int8", "pruned_int8", "float16")
+
+
 def test_where_every_variant_lost_too_much_that_is_the_verdict():
-    lost = dict.fromkeys(("pruned", "int8", "pruned_int8", "float16"), LOST)
-    sentence = verdict(changed(**lost))
-    assert sentence.startswith("No variant stays within 1 point of baseline: int8, the closest, is")
+    sentence = verdict(
+        changed(**{**dict.fromkeys(NAMES, LOST), "int8": {**LOST, "baseline_delta_low": -3.5}})
+    )
+    assert sentence.startswith(
+        "No variant that is smaller or faster stays within 1 point of baseline: int8, the closest, is"
+    )
+
+
+def test_a_loss_that_a_small_test_set_does_not_rule_out_is_not_taken_for_none():
+    # 100 samples, 1 gained and 8 lost.
+    delta = paired_difference(1, 8, 100)
+    assert 100 * delta.high > -1
+    few = {
+        "baseline_delta_points": 100 * delta.value,
+        "baseline_delta_low": 100 * delta.low,
+        "baseline_delta_high": 100 * delta.high,
+        "baseline_mcnemar_p": 0.039,
+    }
+    results = changed(**dict.fromkeys(NAMES, few))
+    results = msgspec.structs.replace(
+        results, data=msgspec.structs.replace(results.data, test_samples=100)
+    )
+    assert best_variant(results) is None
+    sentence = verdict(results)
+    assert sentence.startswith(
+        "No variant is shown to stay within 1 point of baseline: "
+        "that cannot be told on 100 test samples. pruned, the closest, is "
+    )
+    assert "at −7.00 points [−13.10, −0.63] of accuracy" in sentence
+    assert "no detectable difference" not in sentence
+
+
+@pytest.mark.parametrize("low", [-1.0, -1.3])
+def test_an_interval_that_reaches_1_point_below_is_not_affordable(low):
+    assert best_variant(changed(pruned_int8={"baseline_delta_low": low})).name == "pruned"
+    assert best_variant(changed(pruned_int8={"baseline_delta_low": -0.99})).name == "pruned-int8"
+
+
+def test_where_nothing_is_smaller_or_faster_the_baseline_is_kept():
+    same = {
+        "size_bytes": example().baseline.size_bytes - 1,
+        "gzip_bytes": example().baseline.gzip_bytes + 1,
+        "speedup": 0.99,
+        "speedup_low": 0.97,
+        "speedup_high": 1.01,
+    }
+    results = changed(**dict.fromkeys(NAMES, same))
+    assert best_variant(results) is None
+    assert verdict(results) == (
+        "None of the variants pays: keep baseline. float16, the least bad, is no smaller and about "
+        "as fast as baseline (0.99× [0.97, 1.01]), at −0.05 points [−0.15, +0.05] of accuracy "
+        "(no detectable difference)."
+    )
+
+
+def test_what_is_faster_pays_even_where_it_is_no_smaller():
+    same = {"size_bytes": 1_726_648, "gzip_bytes": 1_597_200}
+    assert best_variant(changed(**dict.fromkeys(NAMES, same))).name == "int8"
 
 
 def test_a_baseline_alone_is_not_compared():
