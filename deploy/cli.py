@@ -111,8 +111,8 @@ def evaluate_command(
 @click.argument("models", type=FILE, nargs=-1, required=True)
 @threads_option
 @click.option("--batch", type=click.IntRange(min=1), help="Samples a call for the throughput.")
-@click.option("--processes", type=click.IntRange(min=2), help="Processes to spread sessions over.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--processes", type=click.IntRange(min=5), help="Processes to spread sessions over.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @json_option
 def bench_command(
     models: tuple[Path, ...],

@@ -11,10 +11,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from deploy.errors import UserError
+from deploy.machine import usable_cores
 from deploy.preprocess import Op, apply
 from deploy.record import Record, SessionOptions
 
 _PREFIX = "lightship."
+_THREADS_PER_CORE = 4
+"""More never helps; fewer would forbid to see on a small machine that more does not help."""
 
 
 class ModelMetadata(Record, frozen=True):
@@ -135,8 +138,28 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
 }
 
 
+def require_startable(threads: int) -> None:
+    """Refuse more threads than a session can use here: thousands of them stall the machine.
+
+    Raises:
+        UserError: if there are more than ``_THREADS_PER_CORE`` for each core that this process may
+            use.
+    """
+    cores = usable_cores()
+    if threads > _THREADS_PER_CORE * cores:
+        raise UserError(
+            f"threads: must be at most {_THREADS_PER_CORE * cores} on this machine, "
+            f"{_THREADS_PER_CORE} for each of its {cores} cores, got {threads}; use fewer"
+        )
+
+
 def ort_options(options: SessionOptions) -> ort.SessionOptions:
-    """Return the ONNX Runtime options that ``options`` stand for."""
+    """Return the ONNX Runtime options that ``options`` stand for.
+
+    Raises:
+        UserError: if there are more threads than make sense on this machine.
+    """
+    require_startable(options.threads)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -156,16 +179,18 @@ def open_model(source: Path | bytes, options: SessionOptions = SessionOptions())
         options: how to open it.
 
     Raises:
-        UserError: if the file is missing, is no model that ONNX Runtime accepts, has more than
-            one input or output, or has metadata of ours that does not decode.
+        UserError: if there are too many threads for this machine, or if the file is missing, is no
+            model that ONNX Runtime accepts, has more than one input or output, or has names or
+            metadata that do not decode.
     """
     where = str(source) if isinstance(source, Path) else "model"
     if isinstance(source, Path) and not source.is_file():
         raise UserError(f"{where}: no such file; give an ONNX model")
+    settings = ort_options(options)
     try:
         session = ort.InferenceSession(
             str(source) if isinstance(source, Path) else source,
-            sess_options=ort_options(options),
+            sess_options=settings,
             providers=["CPUExecutionProvider"],
         )
     # The exceptions of ONNX Runtime's C extension share no base class below Exception.

@@ -2,7 +2,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from deploy.bench import Bench
 from deploy.errors import UserError
+from deploy.machine import usable_cores
 from deploy.preprocess import Cast, Normalize, Reshape, Scale
 from deploy.record import SessionOptions
 from deploy.session import ModelMetadata, open_model, ort_options
@@ -143,6 +145,15 @@ def test_the_options_reach_onnx_runtime():
     default = ort_options(SessionOptions())
     assert default.get_session_config_entry(key) == "WeightBiasQuantization"
     assert default.intra_op_num_threads == 1
+
+
+def test_four_threads_a_core_are_allowed_and_one_more_is_not():
+    most = 4 * usable_cores()
+    assert ort_options(SessionOptions(threads=most)).intra_op_num_threads == most
+    with pytest.raises(UserError, match=rf"^threads: must be at most {most} .* got {most + 1}"):
+        open_model(tiny_onnx.linear(np.eye(2)), SessionOptions(threads=most + 1))
+    with pytest.raises(UserError, match=r"^threads: must be at most"):
+        Bench(threads=most + 1)
 
 
 def float_layer_between_quantized_ones():
