@@ -45,7 +45,7 @@ def load_task(data: Data, *, seed: int) -> Task:
 
     rng = np.random.default_rng(seed)
     samples, test = source.train, source.test
-    rest = np.arange(len(samples.y))
+    rest: Indices = np.arange(len(samples.y))
     if test is None:
         taken, rest = _cut(samples.y, rest, source, data, field="test_fraction", rng=rng)
         test = EvalSet(x=samples.x[taken], y=samples.y[taken])
