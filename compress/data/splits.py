@@ -169,6 +169,11 @@ def _require_fit(source: Labelled, name: str) -> None:
             raise UserError(
                 f"{name}: x must be (n, ...), one or more axes a sample, got {samples.x.shape}"
             )
+        if samples.x.size == 0:
+            raise UserError(
+                f"{name}: samples must hold one value or more, got x {samples.x.shape}; "
+                f"an axis of 0 leaves nothing to learn from"
+            )
         if samples.y.max() >= len(labels):
             index = int(np.argmax(samples.y >= len(labels)))
             raise UserError(
