@@ -36,6 +36,7 @@ from deploy.errors import UserError
 from deploy.intervals import bootstrap_mean
 from deploy.machine import this_environment
 from deploy.record import Environment, Interval, Latency, Measurement, Record, SessionOptions
+from deploy.session import require_startable
 
 Milliseconds = npt.NDArray[np.float64]
 
@@ -72,6 +73,9 @@ class Bench(Record, frozen=True):
     """About how long a session runs at a time; a slower call is a block of its own."""
     time_limit_s: Annotated[float, Meta(gt=0)] = 300.0
     """When a single process is given up."""
+
+    def __post_init__(self) -> None:
+        require_startable(self.threads)  # here: before a recipe trains for an hour
 
     @property
     def session(self) -> SessionOptions:

@@ -152,7 +152,7 @@ def _inputs(model: Model, conditions: Conditions) -> npt.NDArray[Any]:
             f"{model.input_name!r}, which takes (n, {', '.join(map(str, model.input_shape))})"
         )
     rows = np.arange(conditions.batch) % len(given)
-    return np.ascontiguousarray(given[rows].astype(model.input_dtype, copy=False))
+    return np.ascontiguousarray(model.cast(given[rows]))
 
 
 def random_inputs(model: Model, batch: int, *, seed: int) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
+    from deploy.evaluate import Classes
     from deploy.record import Interval
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -35,8 +37,38 @@ class _OneLine(click.ClickException):
         click.echo(f"error: {' '.join(self.message.split())}", err=True)
 
 
+def _in_one_line(error: click.UsageError) -> _OneLine:
+    """Return click's own complaint, which it would print in several lines."""
+    command = error.ctx.command_path if error.ctx else "lightship"
+    return _OneLine(f"{error.format_message().rstrip('.')}; see {command} --help")
+
+
 class Commands(click.Group):
     """A group whose commands end a user's mistake in one line and exit code 2."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the words before the command; without any, click prints the help."""
+        if not args:
+            return super().make_context(info_name, args, parent, **extra)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; where there is none, name the one that was meant."""
+        close = difflib.get_close_matches(args[0], self.commands, n=1)
+        if close and args[0] not in self.commands:
+            ctx.fail(f"no command {args[0]!r}, did you mean {close[0]}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; let a bug keep its traceback."""
@@ -44,6 +76,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise _OneLine(str(error)) from error
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
         except KeyboardInterrupt:
             click.echo("stopped; what was finished is kept", err=True)
             ctx.exit(130)  # 128 + SIGINT, as a shell says it
@@ -81,15 +115,17 @@ def evaluate_command(
         --data runs/demo/test.npz --against runs/demo/variants/baseline/model.onnx
     """
     from deploy.evalset import EvalSet
-    from deploy.evaluate import compare, evaluate, predict_classes, verdict
+    from deploy.evaluate import class_scores, compare, evaluate, predict_classes, verdict
     from deploy.record import SessionOptions
     from deploy.session import open_model
 
     samples = EvalSet.load(data)
     options = SessionOptions(threads=threads)
     opened = open_model(model, options)
-    predicted = predict_classes(opened, samples.x)
-    classes = max(int(samples.y.max()) + 1, len(opened.metadata.labels))
+    scores = class_scores(opened, samples.x)
+    classes = scores.shape[1]
+    _require_known_classes(samples.y, classes, data=data, model=model)
+    predicted = scores.argmax(axis=1)
     evaluation = evaluate(predicted, samples.y, classes=classes)
     comparison = None
     if against is not None:
@@ -100,11 +136,9 @@ def evaluate_command(
         return
     click.echo(f"accuracy  {_percent(evaluation.accuracy)} on {evaluation.samples:,} samples")
     if comparison is not None:
-        delta = comparison.delta_points
         click.echo(
-            f"against   {against}: {delta.value:+.2f} [{delta.low:+.2f}, {delta.high:+.2f}] points, "
-            f"McNemar p = {comparison.mcnemar_p:.3g}, "
-            f"same answer on {comparison.agreement:.2%}: {verdict(comparison)}"
+            f"against   {against}: {verdict(comparison)}, "
+            f"McNemar p = {comparison.mcnemar_p:.3g}, same answer on {comparison.agreement:.2%}"
         )
 
 
@@ -112,8 +146,8 @@ def evaluate_command(
 @click.argument("models", type=FILE_OR_FOLDER, nargs=-1, required=True)
 @threads_option
 @click.option("--batch", type=click.IntRange(min=1), help="Samples a call for the throughput.")
-@click.option("--processes", type=click.IntRange(min=2), help="Processes to spread sessions over.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--processes", type=click.IntRange(min=5), help="Processes to spread sessions over.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @json_option
 def bench_command(
     models: tuple[Path, ...],
@@ -156,16 +190,18 @@ def bench_command(
     if as_json:
         print_json(MachineBench(models=named, measurement=measurement))
         return
-    width = max(len(str(model)) for model in models)
     click.echo(
-        f"{'':{width}}   p50 ms   p90 ms   p99 ms  speed-up            samples/s   load ms  peak MB"
+        f"{'p50 ms':>8}{'p90 ms':>9}{'p99 ms':>9}{'speed-up':>9}{'':15}"
+        f"{'samples/s':>11}{'load ms':>9}{'peak MB':>9}"
     )
     for model, seen in zip(models, measurement.latencies, strict=True):
         ratio = seen.speedup
+        interval = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+        click.echo(model)  # on a line of its own: a path and the numbers would not fit one
         click.echo(
-            f"{model!s:{width}} {seen.p50_ms.value:8.4f} {seen.p90_ms:8.4f} {seen.p99_ms:8.4f}  "
-            f"{ratio.value:4.2f}× [{ratio.low:4.2f}, {ratio.high:4.2f}] {seen.throughput_per_s:11,.0f} "
-            f"{seen.load_ms:9.1f} {seen.peak_rss_bytes / 1e6:8.1f}"
+            f"{_ms(seen.p50_ms.value):>8}{_ms(seen.p90_ms):>9}{_ms(seen.p99_ms):>9}"
+            f"{ratio.value:>8.2f}× {interval:14}{seen.throughput_per_s:>11,.0f}"
+            f"{seen.load_ms:>9.1f}{seen.peak_rss_bytes / 1e6:>9.1f}"
         )
     for warning in measurement.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -363,6 +399,24 @@ def doctor_command(as_json: bool) -> None:
         return
     for line in found.lines():
         click.echo(line)
+
+
+def _require_known_classes(y: Classes, classes: int, *, data: Path, model: Path) -> None:
+    """Refuse a label that the model has no score for.
+
+    Raises:
+        UserError: if ``y`` holds a class that is not in ``range(classes)``.
+    """
+    largest = int(y.max())
+    if largest >= classes:
+        raise UserError(
+            f"{data}: {model} tells classes 0 to {classes - 1}, got {largest} at index "
+            f"{int(y.argmax())} of y; evaluate it on the data of its own task"
+        )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.4f}" if value < 100 else f"{value:.1f}"
 
 
 def _percent(interval: Interval) -> str:

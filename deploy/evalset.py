@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,6 @@ import numpy.typing as npt
 from deploy.errors import UserError
 
 Array = npt.NDArray[Any]
-
-_UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError)
-"""What numpy and zipfile raise on a damaged, encrypted or foreign file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +52,38 @@ def read_arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Array, ...]:
             Python objects in place of numbers.
     """
     try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise UserError(f"{path}: not an .npz file; save named arrays with numpy.savez")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                for names in choices:
-                    if set(names) <= set(arrays):
-                        return tuple(_numbers(arrays[name], f"{path}: {name}") for name in names)
-                raise UserError(
-                    f"{path}: needs arrays named "
-                    f"{' or '.join(', '.join(names) for names in choices)}; "
-                    f"got {', '.join(sorted(arrays)) or 'none'}"
-                )
+        return _read(path, choices)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give an .npz file") from None
-    except (*_UNREADABLE, zlib.error, zipfile.BadZipFile) as error:
+    # numpy, zipfile and the unpackers raise whatever the first odd byte leads to, for a header up
+    # to the tokenizer's own exception.
+    except Exception as error:
         if "pickle" in str(error):
             raise UserError(
                 f"{path}: Python objects are refused, because reading them can run code; "
                 "save arrays of numbers"
             ) from error
         raise UserError(f"{path}: not a readable .npz file ({_one_line(error)})") from error
+
+
+def _read(path: Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Array, ...]:
+    with path.open("rb") as file, warnings.catch_warnings():
+        # numpy advises whoever reads a file of Python 2 to write it anew.
+        warnings.simplefilter("ignore")
+        if not zipfile.is_zipfile(file):
+            raise UserError(f"{path}: not an .npz file; save named arrays with numpy.savez")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            for names in choices:
+                if set(names) <= set(arrays):
+                    return tuple(_numbers(arrays[name], f"{path}: {name}") for name in names)
+            raise UserError(
+                f"{path}: needs arrays named "
+                f"{' or '.join(', '.join(names) for names in choices)}; "
+                f"got {', '.join(sorted(arrays)) or 'none'}"
+            )
 
 
 def pair(x: Array, y: Array, *, where: str) -> EvalSet:
@@ -89,7 +96,7 @@ def pair(x: Array, y: Array, *, where: str) -> EvalSet:
 
     Raises:
         UserError: if the lengths differ, there are no samples, or the classes are not integers
-            counted from 0.
+            counted from 0 that int64 can hold.
 
     >>> pair(np.zeros((2, 3)), np.array([[1], [0]]), where="here").y.tolist()
     [1, 0]
@@ -104,6 +111,12 @@ def pair(x: Array, y: Array, *, where: str) -> EvalSet:
     if y.min() < 0:
         index = int(np.argmax(y < 0))
         raise UserError(f"{where}: classes count from 0, got {y[index]} at index {index} of y")
+    if int(y.max()) > np.iinfo(np.int64).max:
+        index = int(np.argmax(y))
+        raise UserError(
+            f"{where}: classes must be below 2**63, got {y[index]} at index {index} of y; "
+            f"count them from 0"
+        )
     return EvalSet(x=x, y=y.astype(np.int64))
 
 

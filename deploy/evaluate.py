@@ -19,6 +19,15 @@ def predict_classes(model: Model, samples: npt.NDArray[Any]) -> Classes:
     """Return the class of the highest score for each raw sample, ``(n,)``; ties go to the lowest.
 
     Raises:
+        UserError: as ``class_scores`` does.
+    """
+    return np.asarray(class_scores(model, samples).argmax(axis=1), np.int64)
+
+
+def class_scores(model: Model, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the score of every class for each raw sample, ``(n, classes)``.
+
+    Raises:
         UserError: if the output is not one score per class and sample, or a score is NaN or +∞:
             such a sample has no class, and must not count as right by chance.
     """
@@ -36,7 +45,7 @@ def predict_classes(model: Model, samples: npt.NDArray[Any]) -> Classes:
             f"{broken.size} of {len(scores)} samples, the first of them sample {broken[0]}; "
             f"look for overflow in the model or NaN in the samples"
         )
-    return np.asarray(scores.argmax(axis=1), np.int64)
+    return scores
 
 
 def evaluate(predicted: Classes, y: Classes, *, classes: int) -> Evaluation:
@@ -112,7 +121,8 @@ def _recall(predicted: Classes, y: Classes, classes: int) -> npt.NDArray[np.floa
     """Return the fraction correct per class, ``(classes,)``; 0 for a class without samples."""
     there = np.bincount(y, minlength=classes)
     found = np.bincount(y[predicted == y], minlength=classes)
-    return found / np.maximum(there, 1)
+    recall: npt.NDArray[np.float64] = found / np.maximum(there, 1)
+    return recall
 
 
 def _require_classes(name: str, values: Classes, y: Classes, classes: int) -> None:

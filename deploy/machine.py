@@ -145,7 +145,7 @@ def this_environment() -> Environment:
         architecture=platform.machine(),
         isa=cpu.isa,
         target=target_of(platform.machine(), cpu.isa),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         load_average=_load_average(),
@@ -185,7 +185,7 @@ def _sysctl(*names: str) -> str:
         return ""
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Return how many cores this process may use: a container may see fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

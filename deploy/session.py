@@ -11,10 +11,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from deploy.errors import UserError
+from deploy.machine import usable_cores
 from deploy.preprocess import Op, apply
 from deploy.record import Record, SessionOptions
 
 _PREFIX = "lightship."
+_THREADS_PER_CORE = 4
+"""More never helps; fewer would forbid to see on a small machine that more does not help."""
 
 
 class ModelMetadata(Record, frozen=True):
@@ -107,8 +110,8 @@ class Model:
         """Preprocess raw samples as the model's own spec says and return the outputs ``(n, ...)``.
 
         Raises:
-            UserError: if there are no samples, or they are not what the model takes once they are
-                preprocessed.
+            UserError: if there are no samples, they are not what the model takes once they are
+                preprocessed, or ONNX Runtime fails on them.
         """
         if len(samples) == 0:
             raise UserError(f"{self.where}: there are no samples to run")
@@ -121,8 +124,35 @@ class Model:
                     f"{self.where}: samples of shape {inputs.shape[1:]} after preprocessing do not "
                     f"fit the input {self.input_name!r}, which takes {self.input_shape}"
                 )
-            outputs.append(self.run(inputs.astype(self.input_dtype, copy=False)))
+            fitting = self.cast(inputs, first=start)
+            try:
+                outputs.append(self.run(fitting))
+            # The exceptions of ONNX Runtime's C extension share no base class below Exception.
+            except Exception as error:
+                raise UserError(
+                    f"{self.where}: ONNX Runtime cannot run it: {_reason(error)}"
+                ) from error
         return np.concatenate(outputs)
+
+    def cast(self, inputs: npt.NDArray[Any], *, first: int = 0) -> npt.NDArray[Any]:
+        """Return preprocessed inputs ``(n, ...)`` in the model's own type.
+
+        Args:
+            inputs: as preprocessing left them.
+            first: number of the first sample, for the error.
+
+        Raises:
+            UserError: if an integer input would lose a fraction or a value out of its range.
+        """
+        lost = _lost(inputs, self.input_dtype)
+        if lost is not None:
+            place = np.unravel_index(int(lost.argmax()), lost.shape)  # the first
+            raise UserError(
+                f"{self.where}: the input {self.input_name!r} takes {self.input_dtype}, which "
+                f"cannot hold {inputs[place]} of sample {first + int(place[0])} ({inputs.dtype} "
+                f"after preprocessing); give samples in the form that the model was made for"
+            )
+        return inputs.astype(self.input_dtype, copy=False)
 
 
 _NUMPY_TYPES: dict[str, type[np.generic]] = {
@@ -135,8 +165,43 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
 }
 
 
+def _lost(inputs: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_] | None:
+    """Return which values a cast to an integer type would change, or None if it changes none."""
+    if dtype.kind not in "iu" or np.can_cast(inputs.dtype, dtype):
+        return None
+    limits = np.iinfo(dtype)
+    lost: npt.NDArray[np.bool_]
+    if inputs.dtype.kind == "f":
+        # NaN compares false. 2**63 - 1 rounds up to a float that int64 cannot hold.
+        held = (inputs >= float(limits.min)) & (inputs < float(limits.max) + 1.0)
+        lost = ~held | (inputs != np.trunc(inputs))
+    else:
+        lost = (inputs < limits.min) | (inputs > limits.max)
+    return lost if lost.any() else None
+
+
+def require_startable(threads: int) -> None:
+    """Refuse more threads than a session can use here: thousands of them stall the machine.
+
+    Raises:
+        UserError: if there are more than ``_THREADS_PER_CORE`` for each core that this process may
+            use.
+    """
+    cores = usable_cores()
+    if threads > _THREADS_PER_CORE * cores:
+        raise UserError(
+            f"threads: must be at most {_THREADS_PER_CORE * cores} on this machine, "
+            f"{_THREADS_PER_CORE} for each of its {cores} cores, got {threads}; use fewer"
+        )
+
+
 def ort_options(options: SessionOptions) -> ort.SessionOptions:
-    """Return the ONNX Runtime options that ``options`` stand for."""
+    """Return the ONNX Runtime options that ``options`` stand for.
+
+    Raises:
+        UserError: if there are more threads than make sense on this machine.
+    """
+    require_startable(options.threads)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -156,20 +221,31 @@ def open_model(source: Path | bytes, options: SessionOptions = SessionOptions())
         options: how to open it.
 
     Raises:
-        UserError: if the file is missing, is no model that ONNX Runtime accepts, has more than
-            one input or output, or has metadata of ours that does not decode.
+        UserError: if there are too many threads for this machine, or if the file is missing, is no
+            model that ONNX Runtime accepts, has more than one input or output, or has names or
+            metadata that do not decode.
     """
     where = str(source) if isinstance(source, Path) else "model"
     if isinstance(source, Path) and not source.is_file():
         raise UserError(f"{where}: no such file; give an ONNX model")
+    settings = ort_options(options)
     try:
         session = ort.InferenceSession(
             str(source) if isinstance(source, Path) else source,
-            sess_options=ort_options(options),
+            sess_options=settings,
             providers=["CPUExecutionProvider"],
         )
     # The exceptions of ONNX Runtime's C extension share no base class below Exception.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where}: ONNX Runtime cannot open it: {reason[:200]}") from error
-    return Model(session, where)
+        raise UserError(f"{where}: ONNX Runtime cannot open it: {_reason(error)}") from error
+    try:
+        return Model(session, where)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: holds names or metadata that are no text ({error}); the file is damaged, "
+            f"make it again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

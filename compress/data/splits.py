@@ -45,7 +45,7 @@ def load_task(data: Data, *, seed: int) -> Task:
 
     rng = np.random.default_rng(seed)
     samples, test = source.train, source.test
-    rest = np.arange(len(samples.y))
+    rest: Indices = np.arange(len(samples.y))
     if test is None:
         taken, rest = _cut(samples.y, rest, source, data, field="test_fraction", rng=rng)
         test = EvalSet(x=samples.x[taken], y=samples.y[taken])
@@ -168,6 +168,11 @@ def _require_fit(source: Labelled, name: str) -> None:
         if samples.x.ndim < 2:
             raise UserError(
                 f"{name}: x must be (n, ...), one or more axes a sample, got {samples.x.shape}"
+            )
+        if samples.x.size == 0:
+            raise UserError(
+                f"{name}: samples must hold one value or more, got x {samples.x.shape}; "
+                f"an axis of 0 leaves nothing to learn from"
             )
         if samples.y.max() >= len(labels):
             index = int(np.argmax(samples.y >= len(labels)))

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from compress.export.parity import require_parity
 from compress.export.to_onnx import NEWEST_OPSET, OLDEST_OPSET, to_onnx
+from deploy.errors import UserError
 from deploy.record import Record
 from deploy.session import open_model
 
@@ -18,8 +19,8 @@ class Export(Record, frozen=True):
     """How a Keras model becomes ONNX."""
 
     opset: Annotated[int, Meta(ge=OLDEST_OPSET, le=NEWEST_OPSET)] = 17
-    tolerance: Annotated[float, Meta(gt=0)] = 1e-4
-    """Largest difference from Keras that is allowed in any output."""
+    tolerance: Annotated[float, Meta(gt=0, le=1)] = 1e-4
+    """Largest difference from Keras allowed in any output; of outputs above 1, a share of the largest."""
 
 
 def export(model: Any, settings: Export, samples: npt.NDArray[Any]) -> Any:
@@ -32,8 +33,8 @@ def export(model: Any, settings: Export, samples: npt.NDArray[Any]) -> Any:
             it ships, are compared.
 
     Raises:
-        UserError: if the model cannot be exported.
-        ParityError: if any output differs by more than the tolerance.
+        UserError: if the model cannot be exported, or takes other samples than these.
+        ParityError: if any output differs by more than the tolerance, as ``require_parity`` has it.
     """
     exported = to_onnx(model, opset=settings.opset)
 
@@ -41,5 +42,10 @@ def export(model: Any, settings: Export, samples: npt.NDArray[Any]) -> Any:
         return np.asarray(model(x, training=False))
 
     opened = open_model(exported.SerializeToString())
-    require_parity(keras, opened.run, samples, tolerance=settings.tolerance)
+    if samples.shape[1:] != opened.input_shape:
+        raise UserError(
+            f"model {model.name!r}: takes samples of shape {opened.input_shape}, but those of the "
+            f"data have {samples.shape[1:]} after preprocessing; give the data that it was made for"
+        )
+    require_parity(keras, opened.run, opened.cast(samples), tolerance=settings.tolerance)
     return exported

@@ -51,7 +51,12 @@ def load_keras(path: Path, *, trust_code: bool = False) -> Any:
     with needs_extra("compress"):
         import tf_keras
     contents = _look_into(path)
-    code = next(embedded_code(contents.config), None)
+    try:
+        code = next(embedded_code(contents.config), None)
+    except RecursionError as error:
+        raise UserError(
+            f"{path}: its config is nested too deeply to be a network; save the network again"
+        ) from error
     if code is not None and not trust_code:
         raise UserError(
             f"{path}: holds {code}: loading it would run code from the file; "
@@ -69,8 +74,7 @@ def load_keras(path: Path, *, trust_code: bool = False) -> Any:
     # Keras raises whatever the first odd entry of a file leads to.
     except Exception as error:
         maker = "Keras 3" if is_keras3 else "tf-keras"
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: {maker} cannot build it: {reason[:200]}") from error
+        raise UserError(f"{path}: {maker} cannot build it: {_one_line(error)}") from error
     return from_keras3(model, where=str(path)) if is_keras3 else model
 
 
@@ -94,8 +98,12 @@ def _look_into_archive(path: Path) -> _Contents:
             config = json.loads(archive.read("config.json"))
             version = json.loads(archive.read("metadata.json"))["keras_version"]
         return msgspec.convert({"config": config, "keras_version": version}, _Contents)
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{path}: is no .keras archive, or is damaged ({error})") from error
+    # The unpackers raise their own exceptions, and others for an archive that is locked, of a
+    # foreign version or nested without end.
+    except Exception as error:
+        raise UserError(
+            f"{path}: is no .keras archive, or is damaged ({_one_line(error)})"
+        ) from error
 
 
 def _look_into_hdf5(path: Path) -> _Contents:
@@ -106,15 +114,20 @@ def _look_into_hdf5(path: Path) -> _Contents:
     try:
         with h5py.File(path, "r") as file:
             config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
-        if config is None:
-            raise UserError(
-                f"{path}: holds no network, at most weights; save it whole with model.save(...)"
-            )
-        return _Contents(config=json.loads(config), keras_version=_text(version))
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: is a damaged HDF5 file ({error})") from error
+        found = {} if config is None else json.loads(config)
+        # Older files hold bytes where newer ones hold text.
+        version = version.decode() if isinstance(version, bytes) else version
+        contents = {"config": found, "keras_version": version}
+        checked = msgspec.convert(contents, _Contents)
+    # HDF5's own errors come as whatever Python exception looked closest.
+    except Exception as error:
+        raise UserError(f"{path}: is a damaged HDF5 file ({_one_line(error)})") from error
+    if config is None:
+        raise UserError(
+            f"{path}: holds no network, at most weights; save it whole with model.save(...)"
+        )
+    return checked
 
 
-def _text(value: str | bytes) -> str:
-    """Return an HDF5 string attribute as text; older files hold bytes."""
-    return value.decode() if isinstance(value, bytes) else value
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

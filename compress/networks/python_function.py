@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +31,14 @@ class PythonFunction(NetworkConfig, frozen=True, tag="function"):
 def call_function(network: PythonFunction, *, input_shape: tuple[int, ...], classes: int) -> Any:
     """Return what the function returns; an exception of the function itself passes through.
 
+    What the user's code prints goes to stderr: stdout belongs to results.
+
     Raises:
-        UserError: if the module or the function is not there.
+        UserError: if the module or the function is not there, or the function does not take
+            ``(input_shape, classes)``.
     """
     module_name, _, function_name = network.function.partition(":")
-    with working_folder_importable():
+    with working_folder_importable(), contextlib.redirect_stdout(sys.stderr):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -52,11 +56,30 @@ def call_function(network: PythonFunction, *, input_shape: tuple[int, ...], clas
                 f"{network.function}: {module_name!r} has no function {function_name!r}; "
                 f"write one that takes (input_shape, classes)"
             )
+        why_not = _why_not_called(function, input_shape, classes)
+        if why_not is not None:
+            raise UserError(f"{network.function}: must take (input_shape, classes); {why_not}")
         return function(input_shape, classes)
 
 
+def _why_not_called(function: Callable[..., Any], *arguments: object) -> str | None:
+    """Say why a function does not take these arguments, or None if it does or cannot be asked."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built in C have none
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        return f"it takes {' '.join(str(signature).split())}: {error}"
+    return None
+
+
 def module_file(network: PythonFunction) -> Path | None:
-    """Return the file of the function's module, or None if it has none; nothing is run."""
+    """Return the file of the function's module, or None if it has none.
+
+    The module itself is not run; the packages that hold it are: of ``nets.small:make``, ``nets``.
+    """
     with working_folder_importable():
         try:
             spec = importlib.util.find_spec(network.function.partition(":")[0])

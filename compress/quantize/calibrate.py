@@ -46,23 +46,26 @@ def calibrate(
       both ends.
 
     One batch of samples and its activations are held in memory at a time; histograms are merged.
+    A model that takes one sample at a time is given one at a time.
 
     Args:
-        model: a float ``ModelProto`` with one input. It is left alone.
-        x: model inputs ``(n, ...)``.
+        model: a ``ModelProto`` with one float32 input. It is left alone.
+        x: model inputs ``(n, ...)``; those of another type are cast to float32.
         method: see above.
         percentile: used by ``percentile`` alone, in percent.
         operators: types of the nodes whose inputs and outputs are watched.
 
     Raises:
-        UserError: if there is no sample, if a sample is not finite or does not fit the model, or
+        UserError: if the model has another number or type of inputs or a batch fixed above 1, if
+            there is no sample, if a sample is not finite or does not fit the model, or
             if a tensor of the model takes a value that is not finite.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    (graph_input,) = model.graph.input
+    graph_input = _float_input(model.graph)
+    step = 1 if graph_input.type.tensor_type.shape.dim[0].dim_value == 1 else _BATCH
     _check_samples(x, graph_input)
     kind, options = {
         "minmax": (CalibrationMethod.MinMax, {}),
@@ -87,12 +90,37 @@ def calibrate(
         with warnings.catch_warnings():
             # NaN ranges are refused below, by the name of their tensor.
             warnings.simplefilter("ignore", RuntimeWarning)
-            for start in range(0, len(x), _BATCH):
-                batch = np.ascontiguousarray(x[start : start + _BATCH])
+            for start in range(0, len(x), step):
+                batch = np.ascontiguousarray(x[start : start + step], np.float32)
                 calibrator.collect_data(_Once({graph_input.name: batch}))
             ranges = calibrator.compute_data()
     _check_ranges(ranges, model.graph)
     return ranges
+
+
+def _float_input(graph: Any) -> Any:
+    """Return the one input of a graph that calibration samples can be given to."""
+    import onnx
+
+    stored = {tensor.name for tensor in graph.initializer}  # old files list weights as inputs too
+    inputs = [value for value in graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        raise UserError(f"calibration: the model must have one input, got {len(inputs)}")
+    (graph_input,) = inputs
+    tensor = graph_input.type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise UserError(
+            f"calibration: the model's input {graph_input.name!r} must be float32, got {kind}; "
+            f"use weight-only or dynamic quantization, which need no calibration"
+        )
+    sizes = [axis.dim_value for axis in tensor.shape.dim]
+    if not sizes or sizes[0] > 1 or not all(sizes[1:]):
+        raise UserError(
+            f"calibration: the model's input {graph_input.name!r} must have a batch axis in front "
+            f"that is free or 1, and no other free axis, got {sizes} (0 is free); export it so"
+        )
+    return graph_input
 
 
 def _check_samples(x: Array, graph_input: Any) -> None:

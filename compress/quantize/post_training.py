@@ -384,7 +384,8 @@ def _refuse_unfit(model: Any) -> None:
         if not name or names.count(name) > 1:
             raise UserError(
                 f"model: nodes with weights need names of their own, got {name!r} "
-                f"{names.count(name)} times; tidy the model first"
+                f"{names.count(name)} times; give every node a name where the model is exported, "
+                f"or set node.name with the onnx package"
             )
 
 

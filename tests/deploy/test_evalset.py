@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,10 @@ def test_a_column_of_classes_is_read_as_classes(tmp_path):
         ({"x": 1, "y": 1}, r"must pair.*x \(\) and y \(\)"),
         ({"x": [[1]], "y": [0.5]}, "integer classes counted from 0, got float64"),
         ({"x": [[1], [2]], "y": [0, -3]}, "count from 0, got -3 at index 1 of y"),
+        (
+            {"x": [[1], [2]], "y": np.uint64([0, 2**64 - 1])},
+            r"below 2\*\*63, got 18446744073709551615 at index 1 of y",
+        ),
         ({"x": [["a"]], "y": [0]}, "x must hold real numbers, got <U1"),
         ({"x": [[1]], "y": ["a"]}, "y must hold real numbers, got <U1"),
         ({"x": [[1j]], "y": [0]}, "x must hold real numbers, got complex128"),
@@ -114,6 +119,43 @@ def test_a_damaged_file_is_refused_or_read(tmp_path_factory, data):
     path.write_bytes(content)
     with contextlib.suppress(UserError):  # anything else fails the test
         EvalSet.load(path)
+
+
+def repacked(path, old, new):
+    """Replace bytes of the parts of an ``.npz``, and give it checksums that fit."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(old, new))
+    return path
+
+
+def test_a_header_that_is_no_python_is_one_line(tmp_path):
+    path = repacked(npz(tmp_path, x=[[1]], y=[0]), b"{'descr'", b"((('descr")
+    with pytest.raises(UserError, match=r"set\.npz: not a readable \.npz file") as caught:
+        EvalSet.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_300_sets_with_damaged_headers_are_refused_or_read(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "set.npz"
+    refused = []
+    for _ in range(300):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in (("x", np.arange(40).reshape(4, 10)), ("y", np.arange(4))):
+                buffer = io.BytesIO()
+                np.save(buffer, array)
+                content = bytearray(buffer.getvalue())
+                content[rng.integers(128)] = rng.integers(256)  # the header is 128 bytes long
+                archive.writestr(f"{name}.npy", content)
+        try:
+            EvalSet.load(path)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert not any("\n" in line for line in refused)
 
 
 def test_the_first_group_of_arrays_that_is_whole_is_read(tmp_path):

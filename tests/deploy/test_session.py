@@ -1,8 +1,12 @@
+import contextlib
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from deploy.bench import Bench
 from deploy.errors import UserError
+from deploy.machine import usable_cores
 from deploy.preprocess import Cast, Normalize, Reshape, Scale
 from deploy.record import SessionOptions
 from deploy.session import ModelMetadata, open_model, ort_options
@@ -130,6 +134,71 @@ def test_samples_that_do_not_fit_name_both_shapes():
         model.scores(np.zeros((4, 2), np.float32))
 
 
+def of_type(dtype):
+    return tiny_onnx.model(
+        [("Cast", ["x"], ["y"], {"to": 1})],
+        inputs={"x": (dtype, ("n", 1))},
+        outputs={"y": ("float32", ("n", 1))},
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("uint8", np.float32(0.5)),
+        ("uint8", np.float64(256)),
+        ("uint8", np.int64(-1)),
+        ("uint8", np.float32("nan")),
+        ("int8", np.uint8(128)),
+        ("int64", np.float64(2**63)),
+        ("int64", np.uint64(2**63)),
+        ("int32", np.float32("inf")),
+    ],
+)
+def test_a_value_that_the_input_cannot_hold_is_refused_with_its_sample(dtype, value):
+    samples = np.zeros((5, 1), value.dtype)
+    samples[3] = value
+    with pytest.raises(UserError, match=rf"'x' takes {dtype}, which cannot hold .* of sample 3 "):
+        open_model(of_type(dtype)).scores(samples, batch=2)
+
+
+@pytest.mark.parametrize("value", [np.float64(255), np.int64(7), np.True_, np.float32(0)])
+def test_a_value_that_the_input_can_hold_is_kept(value):
+    assert open_model(of_type("uint8")).scores(np.array([[value]])).tolist() == [[float(value)]]
+
+
+@pytest.mark.parametrize("place", ["x", "lightship.data", '"mnist"'])
+def test_names_and_metadata_that_are_no_text_are_one_line(tmp_path, place):
+    content = tiny_onnx.linear(np.eye(2), metadata={"lightship.data": '"mnist"'})
+    path = tmp_path / "damaged.onnx"
+    text = place.encode()
+    path.write_bytes(content.replace(text, b"\xff" * len(text)))
+    with pytest.raises(UserError, match=r"damaged\.onnx: .*(no text|cannot open)") as caught:
+        open_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_whichever_byte_of_a_model_is_damaged_it_opens_or_is_refused():
+    content = tiny_onnx.linear(np.eye(2), metadata={"lightship.data": '"mnist"'})
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] = 0xFF
+        with contextlib.suppress(UserError):  # anything else fails the test
+            open_model(bytes(damaged))
+
+
+def test_a_model_that_fails_as_it_runs_is_one_line():
+    content = tiny_onnx.model(
+        [("Reshape", ["x", "shape"], ["y"])],
+        inputs={"x": ("float32", ("n", 2))},
+        outputs={"y": ("float32", ("n", "m"))},
+        initializers={"shape": np.int64([7, 11])},
+    )
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot run it: .*[Rr]eshape") as caught:
+        open_model(content).scores(np.zeros((1, 2), np.float32))
+    assert "\n" not in str(caught.value)
+
+
 def test_no_samples_are_refused():
     with pytest.raises(UserError, match="there are no samples"):
         open_model(tiny_onnx.linear(np.eye(3))).scores(np.zeros((0, 3), np.float32))
@@ -143,6 +212,15 @@ def test_the_options_reach_onnx_runtime():
     default = ort_options(SessionOptions())
     assert default.get_session_config_entry(key) == "WeightBiasQuantization"
     assert default.intra_op_num_threads == 1
+
+
+def test_four_threads_a_core_are_allowed_and_one_more_is_not():
+    most = 4 * usable_cores()
+    assert ort_options(SessionOptions(threads=most)).intra_op_num_threads == most
+    with pytest.raises(UserError, match=rf"^threads: must be at most {most} .* got {most + 1}"):
+        open_model(tiny_onnx.linear(np.eye(2)), SessionOptions(threads=most + 1))
+    with pytest.raises(UserError, match=r"^threads: must be at most"):
+        Bench(threads=most + 1)
 
 
 def float_layer_between_quantized_ones():

@@ -144,7 +144,9 @@ def test_fashion_mnist_is_downloaded_where_there_is_a_network(site, capsys):
     source = read_known("fashion_mnist")
     assert source.train.x.shape[1:] == (28, 28)
     assert [source.labels[y] for y in source.train.y] == ["Ankle boot", "Trouser"]
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Downloading data from" in said.err
 
 
 def test_a_download_that_is_not_the_published_file_is_refused(site):

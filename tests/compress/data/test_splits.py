@@ -57,6 +57,12 @@ def test_every_class_keeps_its_share_in_every_part(tmp_path):
     }
 
 
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (0, 3)])
+def test_samples_without_a_single_value_are_refused(tmp_path, shape):
+    with pytest.raises(UserError, match=r"samples must hold one value or more, got x \(100, "):
+        load(tmp_path, x=np.zeros((100, *shape), np.float32))
+
+
 def test_samples_keep_their_labels_through_every_cut(tmp_path):
     task = load(tmp_path, train_samples=30)
     for part in (task.train, task.calibration, task.validation, task.test):

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,22 @@ def test_a_difference_above_the_tolerance_names_its_sample():
 def test_nan_fails_whatever_the_tolerance():
     with pytest.raises(ParityError, match="nan"):
         require_parity(identity, lambda x: x * np.nan, np.ones((1, 2)), tolerance=np.inf)
+
+
+@pytest.mark.parametrize(
+    ("largest", "difference", "passes"),
+    [(1000, 0.09, True), (1000, 0.11, False), (0.5, 0.00009, True), (0.5, 0.00011, False)],
+)
+def test_above_1_the_tolerance_is_a_share_of_the_largest_output(largest, difference, passes):
+    x = np.float64([[0, 0.25], [-largest, 0]])
+    far = np.float64([[difference, 0], [0, 0]])
+    with contextlib.nullcontext() if passes else pytest.raises(ParityError, match="on sample 0"):
+        require_parity(identity, lambda x: x + far, x, tolerance=1e-4)
+
+
+def test_an_infinite_output_does_not_allow_an_infinite_difference():
+    with pytest.raises(ParityError):
+        require_parity(identity, np.zeros_like, np.float64([[np.inf, 0]]), tolerance=1e-4)
 
 
 def test_outputs_of_another_shape_fail():

@@ -238,6 +238,75 @@ def broken_hdf5_config(folder):
     return folder / "m.h5"
 
 
+def packed(folder, config='{"class_name": "Sequential"}', **settings):
+    with zipfile.ZipFile(folder / "m.keras", "w", **settings) as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.1.0"}')
+        archive.writestr("config.json", config)
+    return folder / "m.keras"
+
+
+def changed_in_both_headers(path, change):
+    """Change every header of a zip file; ``at`` is where it begins, ``central`` tells its kind."""
+    content = bytearray(path.read_bytes())
+    for magic, central in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 1)):
+        at = content.find(magic)
+        while at >= 0:
+            change(content, at, central)
+            at = content.find(magic, at + 4)
+    path.write_bytes(content)
+    return path
+
+
+def archive_that_does_not_unpack(folder):
+    path = packed(folder, compression=zipfile.ZIP_DEFLATED)
+
+    def change(content, at, central):
+        if not central:
+            name = int.from_bytes(content[at + 26 : at + 28], "little")
+            content[at + 30 + name : at + 34 + name] = b"\xff" * 4
+
+    return changed_in_both_headers(path, change)
+
+
+def encrypted_archive(folder):
+    def change(content, at, central):
+        content[at + 6 + 2 * central] |= 1
+
+    return changed_in_both_headers(packed(folder), change)
+
+
+def archive_of_a_later_zip(folder):
+    def change(content, at, central):
+        content[at + 4 + 2 * central] = 99
+
+    return changed_in_both_headers(packed(folder), change)
+
+
+def deeply_nested_archive(folder):
+    return packed(folder, '{"a":' * 100_000 + "1" + "}" * 100_000)
+
+
+def nested_within_what_json_reads(folder):
+    return packed(folder, '{"a":' * 900 + "1" + "}" * 900)
+
+
+def archive_with_a_list(folder):
+    return packed(folder, "[]")
+
+
+def hdf5_with_numbers(folder):
+    with h5py.File(folder / "m.h5", "w") as file:
+        file.attrs["model_config"] = "{}"
+        file.attrs["keras_version"] = 3
+    return folder / "m.h5"
+
+
+def hdf5_with_a_list(folder):
+    with h5py.File(folder / "m.h5", "w") as file:
+        file.attrs["model_config"] = "[1]"
+    return folder / "m.h5"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -255,6 +324,14 @@ def broken_hdf5_config(folder):
         (archive_named_h5, "m.h5: is damaged, or neither"),
         (weights_only, "m.weights.h5: holds no network, at most weights"),
         (broken_hdf5_config, "m.h5: is a damaged HDF5 file"),
+        (archive_that_does_not_unpack, "m.keras: is no .keras archive, or is damaged .*Error -3"),
+        (encrypted_archive, "m.keras: is no .keras archive, .*encrypted"),
+        (archive_of_a_later_zip, "m.keras: is no .keras archive, .*version"),
+        (deeply_nested_archive, "m.keras: is no .keras archive, .*recursion|nested too deeply"),
+        (nested_within_what_json_reads, "m.keras: .*(recursion|nested|cannot build)"),
+        (archive_with_a_list, "m.keras: is no .keras archive, or is damaged"),
+        (hdf5_with_numbers, "m.h5: is a damaged HDF5 file"),
+        (hdf5_with_a_list, "m.h5: is a damaged HDF5 file"),
     ],
 )
 def test_what_is_no_network_file_is_one_line_that_says_why(make, message, tmp_path):
@@ -262,3 +339,22 @@ def test_what_is_no_network_file_is_one_line_that_says_why(make, message, tmp_pa
     with pytest.raises(UserError, match=message) as caught:
         load_keras(type(tmp_path)(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_60_damaged_files_are_opened_or_refused(name, tmp_path):
+    content = save(tf_keras.Sequential([tf_keras.layers.Input((2,)), tf_keras.layers.Dense(2)]),
+                   tmp_path / name).read_bytes()  # fmt: skip
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content), size=4):
+            damaged[place] = rng.integers(256)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            load_keras(tmp_path / name)
+        except UserError as error:  # anything else fails the test
+            refused.append(str(error))
+    assert refused
+    assert not any("\n" in line for line in refused)

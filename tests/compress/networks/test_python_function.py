@@ -23,6 +23,20 @@ def makes_text(input_shape, classes):
 def fails(input_shape, classes):
     raise ZeroDivisionError("mine")
 
+def takes_one(input_shape):
+    raise AssertionError
+
+def takes_three(input_shape, classes, width):
+    raise AssertionError
+
+def takes_names(*, input_shape, classes):
+    raise AssertionError
+
+def chats(input_shape, classes):
+    print("building")
+    return make(input_shape, classes)
+
+print("importing")
 number = 3
 """
 
@@ -60,13 +74,29 @@ def test_a_functions_network_starts_from_the_seed(folder):
         ("my_nets.inner:make", "no module named 'my_nets.inner' in "),
         ("my_nets:makes", "'my_nets' has no function 'makes'"),
         ("my_nets:number", "'my_nets' has no function 'number'"),
+        ("my_nets:takes_one", r"must take \(input_shape, classes\); it takes \(input_shape\): too"),
+        ("my_nets:takes_three", r"must take \(input_shape, classes\); .*argument: 'width'"),
+        ("my_nets:takes_names", r"must take \(input_shape, classes\); it takes \(\*, input_shape"),
         ("my_nets:makes_text", "needs a tf_keras.Model, got builtins.str"),
     ],
 )
 def test_what_is_not_there_is_named(folder, function, message):
     (folder / "my_nets.py").write_text(SOURCE)
-    with pytest.raises(UserError, match=rf"^{function}: {message}"):
+    with pytest.raises(UserError, match=rf"^{function}: {message}") as caught:
         build_from(function)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_users_code_prints_stays_out_of_the_results(folder, capsys):
+    (folder / "my_nets.py").write_text(SOURCE)
+    build_from("my_nets:chats")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "importing\nbuilding\n")
+
+
+def test_a_function_in_c_without_a_signature_is_called_all_the_same(folder):
+    with pytest.raises(TypeError):
+        build_from("builtins:getattr")
 
 
 def test_a_module_that_misses_an_import_is_not_called_missing_itself(folder):

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from compress.quantize import calibrate as module
 from compress.quantize.calibrate import calibrate
 from deploy.errors import UserError
-from tests.compress.quantize.networks import images, network
+from tests.compress.quantize.networks import SHAPE, images, network
 
 
 def ranges(x, *, model=None, method="minmax", percentile=99.99, operators=("Conv", "Relu")):
@@ -58,6 +59,54 @@ def test_one_batch_is_held_in_memory_at_a_time(monkeypatch):
     monkeypatch.setattr(module, "_Once", spy)
     ranges(images(70), method="percentile")
     assert sizes == [32, 32, 6]
+
+
+def with_input(dtype=TensorProto.FLOAT, shape=("batch", *SHAPE), *, extra=()):
+    """Return the network with another input, or several."""
+    model = network()
+    del model.graph.input[:]
+    model.graph.input.append(helper.make_tensor_value_info("image", dtype, shape))
+    model.graph.input.extend(extra)
+    return model
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_a_model_that_takes_one_sample_at_a_time_gets_the_same_ranges(method):
+    alone = with_input(shape=(1, *SHAPE))
+    del alone.graph.output[:]
+    alone.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, (1, 3)))
+    single = ranges(images(5), model=alone, method=method, operators=("Transpose",))
+    together = ranges(images(5), method=method, operators=("Transpose",))
+    assert single["image"] == pytest.approx(together["image"], rel=0.01)
+
+
+def test_samples_of_another_type_are_cast_as_the_device_casts_them():
+    bytes_ = (images() * 255).astype(np.uint8)
+    assert ranges(bytes_) == ranges(bytes_.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (with_input(TensorProto.UINT8), "'image' must be float32, got uint8; use weight-only"),
+        (with_input(TensorProto.INT64), "'image' must be float32, got int64"),
+        (with_input(shape=(4, *SHAPE)), r"free or 1, .* got \[4, 8, 8, 2\]"),
+        (with_input(shape=("n", "height", 8, 2)), r"no other free axis, got \[0, 0, 8, 2\]"),
+        (with_input(shape=()), r"batch axis in front .* got \[\]"),
+        (
+            with_input(extra=[helper.make_tensor_value_info("size", TensorProto.FLOAT, (1,))]),
+            "must have one input, got 2",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_given_samples_is_refused(model, message):
+    with pytest.raises(UserError, match=f"^calibration: .*{message}"):
+        ranges(images(), model=model)
+
+
+def test_weights_that_an_old_file_lists_as_inputs_are_no_inputs():
+    bias = helper.make_tensor_value_info("stem/bias", TensorProto.FLOAT, (8,))
+    assert ranges(images(), model=with_input(extra=[bias])) == ranges(images())
 
 
 def test_no_temporary_file_is_left_behind(tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""An export proves itself, or says why it cannot."""
+
+import msgspec
+import numpy as np
+import pytest
+import tf_keras
+
+from compress.export.proven import Export, export
+from deploy.errors import UserError
+from deploy.session import open_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    layers = tf_keras.layers
+    return tf_keras.Sequential([layers.Input((4,)), layers.Dense(3)], name="small")
+
+
+def test_samples_of_another_shape_name_both_shapes(model):
+    with pytest.raises(
+        UserError, match=r"model 'small': takes samples of shape \(4,\), .* have \(6, 6, 1\) after"
+    ):
+        export(model, Export(), np.zeros((2, 6, 6, 1), np.float32))
+
+
+def test_samples_that_preprocessing_left_as_bytes_are_compared_as_they_will_run(model):
+    samples = np.uint8([[0, 255, 3, 4]])
+    exported = export(model, Export(), samples)
+    assert open_model(exported.SerializeToString()).scores(samples).shape == (1, 3)
+
+
+@pytest.mark.parametrize("tolerance", ["inf", "nan", "0.0", "-1.0", "1.5"])
+def test_a_tolerance_that_would_prove_nothing_is_refused(tolerance):
+    with pytest.raises(msgspec.ValidationError, match="tolerance"):
+        msgspec.toml.decode(f"tolerance = {tolerance}", type=Export)
+
+
+def test_logits_in_the_thousands_are_compared_by_their_size():
+    layers = tf_keras.layers
+    model = tf_keras.Sequential([layers.Input((64,)), layers.Dense(64), layers.Dense(3)])
+    model.set_weights([10 * weights for weights in model.get_weights()])
+    samples = np.random.default_rng(0).normal(0, 100, (50, 64)).astype(np.float32)
+    exported = export(model, Export(), samples)
+    assert np.abs(open_model(exported.SerializeToString()).scores(samples)).max() > 1e3

@@ -1,0 +1,124 @@
+"""The device's commands given what no command can do: one line, exit code 2."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from deploy.cli import cli
+from deploy.machine import this_environment, usable_cores
+from deploy.record import Interval, Latency, Measurement, SessionOptions
+from tests.deploy import tiny_onnx
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a model ``m.onnx`` of two classes and samples ``set.npz``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.onnx").write_bytes(tiny_onnx.linear(np.eye(2)))
+    np.savez(tmp_path / "set.npz", x=np.eye(2, dtype=np.float32), y=[0, 1])
+    return tmp_path
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="lightship")
+
+
+def refusal(*words):
+    """Return the one line in which a command refuses, having checked that it is one."""
+    result = invoke(*words)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--processes", 3), ("--seed", -1), ("--batch", 0), ("--threads", 0)]
+)
+def test_bench_names_the_option_that_is_out_of_range(folder, option, value):
+    assert option in invoke("bench", "m.onnx", option, value).stderr
+    assert invoke("bench", "m.onnx", option, value).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "command", [("bench", "m.onnx"), ("evaluate", "m.onnx", "--data", "set.npz")]
+)
+def test_more_threads_than_a_machine_can_use_are_refused(folder, command):
+    line = refusal(*command, "--threads", 100_000_000)
+    assert line.startswith(f"threads: must be at most {4 * usable_cores()} on this machine")
+    assert line.endswith("got 100000000; use fewer")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("bench",), "Missing argument 'MODELS...'; see lightship bench --help"),
+        (
+            ("evalute", "m.onnx"),
+            "no command 'evalute', did you mean evaluate?; see lightship --help",
+        ),
+        (("fly",), "No such command 'fly'; see lightship --help"),
+        (("--fast", "doctor"), "No such option '--fast'; see lightship --help"),
+        (
+            ("bench", "m.onnx", "--processes", 3),
+            "Invalid value for '--processes': 3 is not in the range x>=5; see lightship bench --help",
+        ),
+    ],
+)
+def test_words_that_no_command_takes_are_one_line_that_names_the_help(folder, words, line):
+    assert refusal(*words).replace("option: --fast", "option '--fast'") == line
+
+
+def test_no_word_at_all_prints_the_help():
+    assert "Commands:" in invoke().output
+
+
+def test_a_label_that_the_model_has_no_score_for_is_refused_however_large(folder):
+    np.savez(folder / "far.npz", x=np.eye(2, dtype=np.float32), y=[0, 2**40])
+    assert refusal("evaluate", "m.onnx", "--data", "far.npz") == (
+        "far.npz: m.onnx tells classes 0 to 1, got 1099511627776 at index 1 of y; "
+        "evaluate it on the data of its own task"
+    )
+
+
+def test_evaluate_prints_a_difference_once_and_with_one_kind_of_minus(folder):
+    text = invoke("evaluate", "m.onnx", "--data", "set.npz", "--against", "m.onnx").stdout
+    assert text.count("+0.00") == 1
+    assert "m.onnx: no detectable difference: +0.00 points [−" in text
+    assert "[-" not in text
+
+
+def test_the_table_of_a_bench_fits_80_columns(folder, monkeypatch):
+    def interval(value):
+        return Interval(value=value, low=value, high=value)
+
+    def seen(slow):
+        return Latency(
+            p50_ms=interval(0.01 * slow), p90_ms=0.02 * slow, p99_ms=0.03 * slow,
+            speedup=interval(15.25), throughput_per_s=1e8 / slow, batch=32,
+            load_ms=900.0, peak_rss_bytes=4 * 10**9,
+        )  # fmt: skip
+
+    measurement = Measurement(
+        environment=this_environment(), session=SessionOptions(), processes=5,
+        sessions_per_process=1, latencies=(seen(1), seen(10**6)),
+    )  # fmt: skip
+    monkeypatch.setattr("deploy.bench.bench", lambda *_, **__: measurement)
+    lines = invoke("bench", "m.onnx", "m.onnx").stdout.splitlines()
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split()[:5] == ["0.0100", "0.0200", "0.0300", "15.25×", "[15.25,"]
+
+
+def test_fractions_do_not_vanish_in_a_model_of_bytes(folder):
+    content = tiny_onnx.model(
+        [("Cast", ["x"], ["y"], {"to": 1})],
+        inputs={"x": ("uint8", ("n", 2))},
+        outputs={"y": ("float32", ("n", 2))},
+    )
+    (folder / "bytes.onnx").write_bytes(content)
+    np.savez(folder / "unit.npz", x=np.float32([[0, 1], [0.25, 0]]), y=[1, 0])
+    assert refusal("evaluate", "bytes.onnx", "--data", "unit.npz") == (
+        "bytes.onnx: the input 'x' takes uint8, which cannot hold 0.25 of sample 1 (float32 after "
+        "preprocessing); give samples in the form that the model was made for"
+    )
