@@ -33,6 +33,18 @@ def test_the_page_asks_no_network_says_nothing_and_fits(browser, page, width, da
     assert not browser.said("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
 
 
+def test_no_table_is_cut_on_a_wide_screen_and_what_decides_is_seen_on_a_phone(browser, page):
+    browser.open(page, width=1280)
+    cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert browser.run(cut) == 0
+    browser.open(page, width=390)
+    last = browser.run(
+        "[...document.querySelectorAll('.sortable thead th')]"
+        ".find(e => e.textContent.startsWith('Δ baseline')).getBoundingClientRect().right"
+    )
+    assert last <= 390
+
+
 def test_every_column_is_on_the_paper_when_printed(browser, page):
     browser.open(page, width=720)
     browser.send("Emulation.setEmulatedMedia", media="print")
@@ -99,8 +111,8 @@ def test_no_label_of_a_figure_lies_on_another(browser, page):
 
 def test_a_click_on_a_column_sorts_by_it_and_another_turns_it_round(browser, page):
     browser.open(page, width=1280)
-    rows = "[...document.querySelectorAll('.sortable tbody tr')].map(r => r.cells[0].firstChild.data.trim())"
-    click = "document.querySelectorAll('.sortable thead button')[2].click()"
+    rows = "[...document.querySelector('.sortable').tBodies[0].rows].map(r => r.cells[0].firstChild.data.trim())"
+    click = "[...document.querySelectorAll('.sortable button')].find(b => b.textContent == 'Gzipped').click()"
     browser.run(click)
     assert browser.run(rows) == ["pruned-int8", "pruned", "int8", "float16", "baseline"]
     browser.run(click)
