@@ -135,7 +135,8 @@ def print_table(results: Results) -> None:
         )
     # A number that is cut off is worse than a line that wraps.
     console = Console(highlight=False)
-    console.print(table, width=max(90, console.width), crop=False, soft_wrap=True)
+    console.width = max(92, console.width)
+    console.print(table)
 
 
 def _interval(estimate: tuple[float | None, float | None, float | None], form: str) -> str:
