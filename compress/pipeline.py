@@ -348,7 +348,9 @@ class _Making:
     def predictions(self, folder: Path) -> npt.NDArray[np.int64]:
         """Return the classes that a model gives to the test samples, in the session that ships."""
         options = self.recipe.bench.session
-        parts = {"model": sha256_of(folder / _ONNX), "data": self.task.digest, "session": options}
+        machine = msgspec.structs.replace(this_environment(), load_average=None)
+        model = sha256_of(folder / _ONNX)
+        parts = {"model": model, "data": self.task.digest, "session": options, "machine": machine}
         code = code_digest("deploy/session.py", "deploy/evaluate.py", "deploy/preprocess.py")
         key = key_of({"kind": "predictions", **parts, "versions": stack_versions(), "code": code})
 
@@ -370,7 +372,8 @@ class _Making:
         """
         models = [folder / _ONNX for folder in folders]
         machine = msgspec.structs.replace(this_environment(), load_average=None)
-        parts = {"models": [sha256_of(model) for model in models], "machine": machine}
+        named = {name: sha256_of(path) for name, path in zip(self.stages, models, strict=True)}
+        parts = {"models": list(named.items()), "machine": machine}
         code = code_digest("deploy/session.py", "deploy/bench.py", "deploy/bench_child.py")
         key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench, "code": code})
 
