@@ -97,6 +97,12 @@ def fit_options(command: Command) -> Command:
             default="adam",
             show_default=True,
         ),
+        click.option(
+            "--loss",
+            type=click.Choice(["cross_entropy", "squared_error"]),
+            default="cross_entropy",
+            show_default=True,
+        ),
         click.option("--learning-rate", type=float, help="Instead of the optimizer's default."),
         click.option(
             "--patience",
@@ -515,7 +521,7 @@ def _fit(options: dict[str, Any]) -> Fit:
         "kind": options["optimizer"],
         **({"learning_rate": rate} if rate is not None else {}),
     }
-    given = {"epochs": options["epochs"], "batch_size": options["batch_size"]}
+    given = {name: options[name] for name in ("epochs", "batch_size", "loss")}
     stopping = {"early_stopping": {"patience": patience}} if patience else {}
     fit: Fit = _convert({**given, "optimizer": optimizer, **stopping}, Fit)
     return fit

@@ -69,11 +69,15 @@ class EarlyStopping(Record, frozen=True):
 
 
 class Fit(Record, frozen=True):
-    """One training run. The loss is sparse categorical cross-entropy on softmax outputs."""
+    """One training run of a classifier that ends in a softmax."""
 
     epochs: Annotated[int, Meta(ge=1)]
     batch_size: Annotated[int, Meta(ge=1)] = 128
     """The last batch of an epoch holds what is left."""
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    """Of the probabilities: their negative logarithm at the right class, or the squared distance to
+    the one-hot class, summed over the classes (Brier, 1950), which bounds what one wrong label can
+    do."""
     optimizer: Optimizer = Adam()
     schedule: Schedule = Constant()
     early_stopping: EarlyStopping | None = None
@@ -165,7 +169,7 @@ def fit(
     tf_keras.utils.set_random_seed(seed)
     model.compile(
         optimizer=_keras_optimizer(config, config.steps_per_epoch(len(task.train))),
-        loss="sparse_categorical_crossentropy",
+        loss=_keras_loss(config),
         metrics=["accuracy"],
     )
     run = _Run(model, config, on_epoch, keep_from)
@@ -281,6 +285,20 @@ def _why_not_trained(model: Any, task: Task, config: Fit) -> str | None:
             f"model: outputs must be probabilities, got a sum of {total:.3g}; end it in a softmax"
         )
     return None
+
+
+def _keras_loss(config: Fit) -> Any:
+    """Return the loss as Keras takes it, for classes that are counted from 0."""
+    if config.loss == "cross_entropy":
+        return "sparse_categorical_crossentropy"
+    import tensorflow as tf
+
+    def squared_error(y: Any, probabilities: Any) -> Any:
+        classes = tf.cast(tf.reshape(y, [-1]), tf.int32)
+        wanted = tf.one_hot(classes, probabilities.shape[-1], dtype=probabilities.dtype)
+        return tf.reduce_sum(tf.square(probabilities - wanted), axis=-1)
+
+    return squared_error
 
 
 def _keras_optimizer(config: Fit, steps_per_epoch: int) -> Any:

@@ -45,6 +45,16 @@ def test_training_learns_the_task(tiny_task):
     assert history.kept_epoch == len(history.epochs) == 8
 
 
+def test_the_squared_error_is_the_distance_to_the_one_hot_class(tiny_task):
+    model = network()
+    config = Fit(epochs=8, batch_size=8, loss="squared_error")
+    history = fit(model, tiny_task, config, seed=0)
+    wanted = np.eye(3)[tiny_task.validation.y]
+    by_hand = np.mean(np.sum((model.predict(tiny_task.validation.x) - wanted) ** 2, axis=1))
+    assert history.epochs[-1]["val_loss"] == pytest.approx(by_hand, abs=1e-5)
+    assert history.epochs[-1]["val_accuracy"] > 0.9
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_gives_others(tiny_task):
     first, again, other = (trained(tiny_task, seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
