@@ -318,7 +318,9 @@ def test_a_variant_for_another_machine_says_so_in_the_report(finished, recipe, t
 
 
 def start(recipe_file, out):
-    command = [sys.executable, "-c", "from compress.cli import main; main()"]
+    # A suite that runs in the background hands down an ignored SIGINT.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{listen}; from compress.cli import main; main()"]
     return subprocess.Popen(
         [*command, "run", str(recipe_file), "--out", str(out)],
         stdout=subprocess.PIPE,

@@ -312,6 +312,8 @@ def test_a_child_that_takes_too_long_is_ended_and_named(tiny, dying):
 
 def test_an_interrupt_leaves_no_child_behind(tmp_path, tiny):
     text = (
+        # A suite that runs in the background hands down an ignored SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from deploy.bench import Bench, bench\n"
         "print('begun', flush=True)\n"
         f"bench([Path({str(tiny)!r})], Bench(rounds=100000), seed=0,"
