@@ -81,8 +81,8 @@ class Heard:
 def data(tmp_path_factory):
     """Three classes of 8×8 images that differ by which third of the rows is bright."""
     rng = np.random.default_rng(0)
-    y = np.arange(300) % 3
-    x = rng.integers(0, 80, size=(300, 8, 8), dtype=np.uint8)
+    y = np.arange(3000) % 3  # 600 of them test: enough to tell that little was lost
+    x = rng.integers(0, 80, size=(3000, 8, 8), dtype=np.uint8)
     for label in range(3):
         x[y == label, 2 * label : 2 * label + 3] += 120
     path = tmp_path_factory.mktemp("data") / "bars.npz"
