@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -73,19 +72,6 @@ def _why_not_called(function: Callable[..., Any], *arguments: object) -> str | N
     except TypeError as error:
         return f"it takes {' '.join(str(signature).split())}: {error}"
     return None
-
-
-def module_file(network: PythonFunction) -> Path | None:
-    """Return the file of the function's module, or None if it has none.
-
-    The module itself is not run; the packages that hold it are: of ``nets.small:make``, ``nets``.
-    """
-    with working_folder_importable():
-        try:
-            spec = importlib.util.find_spec(network.function.partition(":")[0])
-        except ModuleNotFoundError:
-            return None
-    return Path(spec.origin) if spec and spec.origin else None
 
 
 @contextlib.contextmanager
