@@ -26,8 +26,9 @@ from compress.artifacts import (
 )
 from compress.data.splits import load_task
 from compress.data.task import Task
-from compress.export.proven import export
 from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
+from compress.quantize.aware import QuantizeAware
+from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
@@ -35,6 +36,7 @@ from compress.steps import (
     Step,
     check_layer_names,
     epochs_of,
+    exported,
     keras_step,
     onnx_step,
     reasons_left_alone,
@@ -47,6 +49,7 @@ from deploy.bundle.make import bundle_run
 from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
 from deploy.evaluate import compare, evaluate, predict_classes
+from deploy.kernels import why_not_int8
 from deploy.machine import this_environment, this_target
 from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
 from deploy.report import write_report
@@ -54,9 +57,6 @@ from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
-
-PARITY_SAMPLES = 256
-"""Real samples on which an export must agree with Keras."""
 
 _KERAS, _ONNX = "model.keras", "model.onnx"
 _HISTORY, _MEASUREMENT = "history.json", "measurement.json"
@@ -128,8 +128,12 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
     exporting = {**common, "code": code_digest(*_EXPORT_CODE)}
     quantizing = {**common, "code": code_digest(*_QUANTIZE_CODE)}
 
-    def exported(keras_key: str) -> str:
-        return key_of({"export": recipe.export, "parent": keras_key, **exporting})
+    def onnx_of(keras_key: str, step: Step | None) -> str:
+        # What trains for int8 is written by the code that quantizes.
+        writing = (
+            {**exporting, "quantize": quantizing} if isinstance(step, QuantizeAware) else exporting
+        )
+        return key_of({"export": recipe.export, "parent": keras_key, **writing})
 
     brought = _digest_of_what_the_user_brings(recipe, task)
     trained = key_of(
@@ -141,7 +145,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             parent=None,
             step=None,
             keras_key=trained,
-            onnx_key=exported(trained),
+            onnx_key=onnx_of(trained, None),
             epochs=recipe.train.epochs if recipe.train else 0,
         )
     }
@@ -149,8 +153,11 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         parent, step = stages[variant.parent], variant.step
         keras_key = None
         if isinstance(step, KerasStep):
-            keras_key = key_of({"step": step, "parent": parent.keras_key, **training})
-            onnx_key = exported(keras_key)
+            made = {"step": step, "parent": parent.keras_key, **training}
+            if isinstance(step, QuantizeAware | FoldBatchNorm):
+                made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            keras_key = key_of(made)
+            onnx_key = onnx_of(keras_key, step)
         else:
             # A step that names no target aims at this machine, so the machine is part of the key.
             target = this_target()
@@ -315,9 +322,11 @@ class _Making:
     def _export(self, stage: Stage, folder: Path) -> None:
         """Write ``model.onnx`` of a Keras stage, with the numbers of Keras, and its record."""
         keras = self._keras(stage) / _KERAS
-        samples = self.task.validation.x[:PARITY_SAMPLES]
-        model = export(load_keras(keras, trust_code=self._trusted), self.recipe.export, samples)
+        made = load_keras(keras, trust_code=self._trusted)
+        model = exported(made, stage.step, self.recipe.export, self.task)
         notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
+        if isinstance(stage.step, QuantizeAware):
+            notes |= why_not_int8(model, target=this_target())
         about = self._about(stage, self._parent_onnx(stage))
         save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
 
@@ -520,6 +529,6 @@ def _warnings(recipe: Recipe) -> list[str]:
         f"{variant.name} is made for {variant.step.target} and was run on {here}: its accuracy and "
         f"its speed here say little of the device it is for"
         for variant in recipe.variants
-        if isinstance(variant.step, QuantizeStatic | QuantizeDynamic)
+        if isinstance(variant.step, QuantizeAware | QuantizeStatic | QuantizeDynamic)
         and variant.step.target not in {None, here}
     ]

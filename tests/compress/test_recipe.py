@@ -93,6 +93,12 @@ MISTAKES = {
         HEAD + variant("int8", "baseline") + PRUNED.replace('"baseline"', '"int8"'),
         "step 'magnitude_prune' needs a Keras model, which 'int8' has no more after 'quantize_static'",
     ),
+    "pruned after training for int8": (
+        HEAD
+        + variant("aware", "baseline", '{ kind = "quantize_aware", fine_tune = { epochs = 1 } }')
+        + PRUNED.replace('"baseline"', '"aware"'),
+        "step 'magnitude_prune' needs a Keras model, which 'aware' has no more",
+    ),
     "quantized twice": (
         HEAD + variant("int8", "baseline") + variant("again", "int8", '{ kind = "float16" }'),
         "variant 'again': step 'float16' needs float32 weights, which 'int8' has no more",
