@@ -329,8 +329,9 @@ def _nudged(low: float, high: float) -> Range:
 
     The same arithmetic as in TensorFlow's ``fake_quant`` kernels.
 
-    >>> _nudged(-1.0, 254.4)
-    (-1.0015686274509803, 254.39843137254903)
+    >>> low, high = _nudged(-1.0, 254.4)
+    >>> round(low, 4), round(high, 4)
+    (-1.0016, 254.3984)
     """
     scale = max(high - low, 1e-8) / 255
     zero = float(np.clip(round(-low / scale), 0, 255))
