@@ -56,12 +56,16 @@ def serve(
         body_timeout_s=timeout_s,
     )
     app = build_app(models, limits, keys=keys)
-    if not is_loopback(host):
-        if not keys:
-            warn(f"{host} is reachable from outside and everyone is answered: see --api-key-file")
-        elif not tls:
-            warn(f"{host} is reachable from outside and keys travel in the clear: see --tls-cert")
     with listen(host, port) as listening:
+        if not is_loopback(host):
+            if not keys:
+                warn(
+                    f"{host} is reachable from outside and everyone is answered: see --api-key-file"
+                )
+            elif not tls:
+                warn(
+                    f"{host} is reachable from outside and keys travel in the clear: see --tls-cert"
+                )
         taken = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         url = f"{'https' if tls else 'http'}://{shown}:{taken}"

@@ -147,7 +147,7 @@ canvas.addEventListener("pointercancel", () => { last = null; });
 function stroke(event) {
   const to = at(event);
   pen.strokeStyle = "#fff";
-  pen.lineWidth = canvas.width / 14; // two pixels of a digit of 28
+  pen.lineWidth = Math.max(canvas.width / 14, 2 * model.scale); // two pixels of a digit of 28
   pen.lineCap = pen.lineJoin = "round";
   pen.beginPath();
   pen.moveTo(...last);
