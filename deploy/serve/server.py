@@ -160,6 +160,9 @@ class _Patient(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._timer is None and self.timeout_keep_alive_task is None:
+            self._wait(self.patience)  # bytes that begin nothing, as empty lines
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_HEAD_BYTES:

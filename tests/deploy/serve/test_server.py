@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tests.deploy.serve.client import binary, question
 pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
 
 X = tiny.samples(12).x
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 INFER = "/v2/models/colours/infer"
 KEY = "a-key-of-our-own-0123"
 
@@ -113,6 +115,14 @@ def test_the_client_of_triton_is_answered(server, bundles):
     client.close()
 
 
+def test_the_python_in_the_docs_asks_a_server(serving, bundles, capsys):
+    pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    with serving(bundles[0]) as server:
+        exec(code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), {})  # noqa: S102  # our own
+    assert capsys.readouterr().out == "[b'red']\n"
+
+
 REFUSED = {
     "no JSON": (INFER, b"{", {}, 400),
     "no body": (INFER, b"", {}, 400),
@@ -181,14 +191,17 @@ def test_a_head_without_end_is_refused(server):
 
 def test_slow_clients_are_not_waited_for_and_hold_up_nobody(server, client):
     head = b"POST %s HTTP/1.1\r\nHost: x\r\n" % INFER.encode()
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    whole = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
         silent = pool.submit(talk, server.port, b"")
+        empty_lines = pool.submit(talk, server.port, whole, b"\r\n", b"\r\n", pause_s=0.3)
         half_a_head = pool.submit(talk, server.port, head)
         half_a_body = pool.submit(talk, server.port, head + b"Content-Length: 100\r\n\r\n{")
         endless = pool.submit(
             talk, server.port, head + b"Content-Length: 999999999\r\n\r\n", *[b"x"] * 8, pause_s=0.5
         )
         assert client.json("POST", INFER, question(X))[0] == 200
+        assert empty_lines.result().startswith(b"HTTP/1.1 200 ")
         assert silent.result() == half_a_head.result() == b""
         assert half_a_body.result().startswith(b"HTTP/1.1 408 ")
         assert b"did not arrive within 1.5 s" in half_a_body.result()
