@@ -57,7 +57,7 @@ def test_no_request_that_schemathesis_makes_is_answered_otherwise_than_described
 
             @given(case=operation.as_strategy(generation_mode=mode))
             @settings(
-                max_examples=15 if "infer" in operation.path else 2,
+                max_examples=10 if "infer" in operation.path else 2,
                 deadline=None,
                 phases=[Phase.explicit, Phase.generate],
                 suppress_health_check=list(HealthCheck),

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from deploy import load
 from tests.deploy.bundle import tiny
+from tests.deploy.bundle.test_damage import mutated
 from tests.deploy.serve.client import binary, question
 
 pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
@@ -182,6 +184,24 @@ def test_what_is_no_http_is_refused(server, piece):
     heard = talk(server.port, piece)
     assert heard.startswith(b"HTTP/1.1 400 ")
     assert heard.endswith(b'{"error":"Invalid HTTP request received."}')
+
+
+def test_no_damage_to_a_request_makes_the_server_fail(server, client):
+    body, headers = binary(X[:2])
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    head = [f"POST {INFER} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines, "", ""]
+    whole, rng = "\r\n".join(head).encode() + body, random.Random(0)  # noqa: S311  # to be drawn again
+    statuses = set()
+    for _ in range(200):
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as line,
+            contextlib.suppress(ConnectionResetError, BrokenPipeError, TimeoutError),
+        ):
+            line.sendall(mutated(whole, rng))
+            statuses.add(line.recv(12)[9:])  # or it waits for more
+    assert {b"200", b"400"} <= statuses
+    assert not {status for status in statuses if status.startswith(b"5")}
+    assert client.json("POST", INFER, question(X))[0] == 200
 
 
 def test_a_head_without_end_is_refused(server):
