@@ -41,7 +41,9 @@ def free_port():
 
 def keygen(path):
     subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, timeout=30
+        [shutil.which("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(path)],
+        check=True,
+        timeout=30,
     )
 
 
@@ -158,12 +160,14 @@ def test_what_lightship_refuses_there_is_told_here(there, far, tmp_path):
 def test_a_machine_that_is_not_there_is_one_line(there, model, tmp_path):
     config = tmp_path / "config"
     config.write_text(f"Host there\n  HostName 127.0.0.1\n  Port {free_port()}\n")
-    with pytest.raises(UserError, match="^there: ssh does not get there: .*refused"):
+    with pytest.raises(UserError, match=r"^there: ssh does not get there: .*refused"):
         bench_on(Remote(host="there", ssh_config=config), [model], QUICK)
 
 
 def processes_under(folder):
-    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [shutil.which("ps"), "-eo", "args="], capture_output=True, text=True, check=True
+    )
     return [line for line in listed.stdout.splitlines() if str(folder) in line]
 
 

@@ -53,13 +53,13 @@ def noisy(seed, truth, spread=0.05):
 
 
 def test_a_ratio_just_above_the_limit_passes_by_luck_in_5_of_100_builds_or_fewer():
-    outcomes = [told(noisy(seed, 0.902), 0.9, seconds=1500).outcome for seed in range(300)]
-    assert outcomes.count("passed") <= 15
+    outcomes = [told(noisy(seed, 0.902), 0.9, seconds=700).outcome for seed in range(150)]
+    assert outcomes.count("passed") <= 7
 
 
 def test_a_ratio_just_below_the_limit_fails_by_luck_in_5_of_100_builds_or_fewer():
-    outcomes = [told(noisy(seed, 0.898), 0.9, seconds=1500).outcome for seed in range(300)]
-    assert outcomes.count("failed") <= 15
+    outcomes = [told(noisy(seed, 0.898), 0.9, seconds=700).outcome for seed in range(150)]
+    assert outcomes.count("failed") <= 7
 
 
 def test_a_clear_difference_is_told_at_the_first_look():
@@ -126,7 +126,7 @@ def test_junit_counts_a_broken_limit_as_failure_and_a_doubt_as_error():
             finding(), finding(outcome="failed", sentence="<&\x00"), finding(outcome="undecided")
         )
     )
-    suites = ET.fromstring(text)
+    suites = ET.fromstring(text)  # noqa: S314  # our own
     suite = suites[0]
     assert [suite.get(name) for name in ("tests", "failures", "errors")] == ["3", "1", "1"]
     assert [case[0].tag for case in suite] == ["system-out", "failure", "error"]
@@ -159,7 +159,7 @@ def test_kept_limits_end_with_0_and_leave_a_summary_for_the_ci(ready, tmp_path):
     seen = msgspec.json.decode(result.stdout, type=Checked)
     assert [f.rule for f in seen.findings] == ["max-size", "max-drop-points", "min-accuracy"]
     assert seen.bundle.name == ready.name
-    assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "0"
+    assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "0"  # noqa: S314  # our own
     assert summary.read_text() == "before\n" + (tmp_path / "m.md").read_text() + "\n"
 
 
