@@ -261,7 +261,8 @@ def _bench_table(models: tuple[Path, ...], measurement: Measurement) -> Iterator
             f"{seen.load_ms:>9.1f}{seen.peak_rss_bytes / 1e6:>9.1f}"
         )
     empty = max(seen.empty_rss_bytes for seen in measurement.latencies)
-    yield f"peak MB is of a whole process: {empty / 1e6:.1f} before it opens a model"
+    if empty:
+        yield f"peak MB is of a whole process: {empty / 1e6:.1f} before it opens a model"
 
 
 @contextlib.contextmanager
