@@ -363,8 +363,13 @@ def check_command(
         formats.write_whole(markdown, formats.to_markdown(checked).encode())
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(formats.to_markdown(checked) + "\n")
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(formats.to_markdown(checked) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"GITHUB_STEP_SUMMARY: {summary} cannot be written ({error.strerror})"
+            ) from error
     if as_json:
         print_json(checked)
     else:

@@ -163,6 +163,14 @@ def test_kept_limits_end_with_0_and_leave_a_summary_for_the_ci(ready, tmp_path):
     assert summary.read_text() == "before\n" + (tmp_path / "m.md").read_text() + "\n"
 
 
+def test_a_summary_that_cannot_be_written_is_one_line(ready, tmp_path):
+    result = invoke(
+        ready / "model.lship", "--max-size", "1MB", GITHUB_STEP_SUMMARY=str(tmp_path / "no" / "s")
+    )
+    assert result.exit_code == 2
+    assert "GITHUB_STEP_SUMMARY" in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("limit", "code"),
     [(("--max-size", "10B"), 3), (("--require-int8",), 3), (("--min-accuracy", "0.97"), 4)],
