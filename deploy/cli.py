@@ -14,7 +14,7 @@ from deploy.errors import UserError
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
     from deploy.evaluate import Classes
-    from deploy.record import Interval
+    from deploy.record import Interval, SessionOptions
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -25,6 +25,12 @@ json_option = click.option(
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads a session."
+)
+
+trust_model_option = click.option(
+    "--trust-model",
+    is_flag=True,
+    help="Do not try a model file first in a process with limits on memory and time.",
 )
 
 
@@ -103,10 +109,16 @@ def cli() -> None:
 @click.argument("model", type=FILE)
 @click.option("--data", type=FILE, required=True, help=".npz with x and y (RUN/test.npz is one).")
 @click.option("--against", type=FILE, help="A second model to compare with, sample by sample.")
+@trust_model_option
 @threads_option
 @json_option
 def evaluate_command(
-    model: Path, data: Path, against: Path | None, threads: int, as_json: bool
+    model: Path,
+    data: Path,
+    against: Path | None,
+    trust_model: bool,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Measure the accuracy of MODEL in the session that ships.
 
@@ -121,6 +133,7 @@ def evaluate_command(
 
     samples = EvalSet.load(data)
     options = SessionOptions(threads=threads)
+    require_harmless_models(trust_model, options, model, against)
     opened = open_model(model, options)
     scores = class_scores(opened, samples.x)
     classes = scores.shape[1]
@@ -148,6 +161,7 @@ def evaluate_command(
 @click.option("--batch", type=click.IntRange(min=1), help="Samples a call for the throughput.")
 @click.option("--processes", type=click.IntRange(min=5), help="Processes to spread sessions over.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@trust_model_option
 @json_option
 def bench_command(
     models: tuple[Path, ...],
@@ -155,6 +169,7 @@ def bench_command(
     batch: int | None,
     processes: int | None,
     seed: int,
+    trust_model: bool,
     as_json: bool,
 ) -> None:
     """Time MODELS, ONNX files or bundles, against the first, in many sessions and processes.
@@ -170,11 +185,14 @@ def bench_command(
     import msgspec
 
     from deploy.bench import Bench, bench
+    from deploy.bundle.opened import is_bundle
     from deploy.bundle.unpack import to_bench
     from deploy.record import MachineBench
 
     asked = {"batch": batch, "processes": processes, "threads": threads}
     settings = msgspec.convert({k: v for k, v in asked.items() if v is not None}, Bench)
+    loose = [model for model in models if not is_bundle(model)]
+    require_harmless_models(trust_model, settings.session, *loose)
     with (
         tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch,
         click.progressbar(length=100, label="timing", file=sys.stderr) as bar,
@@ -210,11 +228,17 @@ def bench_command(
 @cli.command("audit")
 @click.argument("model", type=FILE)
 @click.option("--against", type=FILE, help="A second model to time beside it: its float32 form.")
+@trust_model_option
 @threads_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def audit_command(
-    model: Path, against: Path | None, threads: int, seed: int, as_json: bool
+    model: Path,
+    against: Path | None,
+    trust_model: bool,
+    threads: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Say which layers of MODEL run in int8, why others do not, and where the time goes.
 
@@ -224,7 +248,9 @@ def audit_command(
     from deploy.audit import audit, table
     from deploy.record import SessionOptions
 
-    found = audit(model, SessionOptions(threads=threads), against=against, seed=seed)
+    options = SessionOptions(threads=threads)
+    require_harmless_models(trust_model, options, model, against)
+    found = audit(model, options, against=against, seed=seed)
     if as_json:
         print_json(found)
         return
@@ -280,6 +306,7 @@ def report_command(run: Path, added: tuple[Path, ...], as_json: bool) -> None:
 @click.option(
     "--licence", default="not stated", show_default=True, help="The licence of the model."
 )
+@trust_model_option
 @json_option
 def bundle_command(
     source: Path,
@@ -289,6 +316,7 @@ def bundle_command(
     name: str | None,
     model_version: str,
     licence: str,
+    trust_model: bool,
     as_json: bool,
 ) -> None:
     """Pack what a device needs of SOURCE, a finished run or a single ONNX model, into one file.
@@ -299,6 +327,7 @@ def bundle_command(
     lightship bundle pruned.onnx --data test.npz -o pruned.lship
     """
     from deploy.bundle.make import Label, bundle_model, bundle_run
+    from deploy.record import SessionOptions
 
     label = Label(name=name, version=model_version, licence=licence)
     if source.is_dir():
@@ -311,6 +340,7 @@ def bundle_command(
             "what was measured in a run"
         )
     else:
+        require_harmless_models(trust_model, SessionOptions(), source)
         bundle = bundle_model(source, data, out, label=label)
     if as_json:
         print_json({"path": str(out), "bundle": bundle.id, "manifest": bundle.manifest})
@@ -399,6 +429,15 @@ def doctor_command(as_json: bool) -> None:
         return
     for line in found.lines():
         click.echo(line)
+
+
+def require_harmless_models(trusted: bool, options: SessionOptions, *models: Path | None) -> None:
+    """Try models of unknown makers where they can do no harm, unless they are trusted."""
+    from deploy.isolation import require_harmless
+
+    for model in models:
+        if model is not None and not trusted:
+            require_harmless(model, options)
 
 
 def _require_known_classes(y: Classes, classes: int, *, data: Path, model: Path) -> None:

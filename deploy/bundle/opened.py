@@ -14,8 +14,8 @@ from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, read_containe
 from deploy.bundle.golden import Golden
 from deploy.bundle.golden import decode as decode_golden
 from deploy.bundle.manifest import FileFacts, Manifest, decode
-from deploy.bundle.needs import graph_facts
 from deploy.errors import BundleError, UserError
+from deploy.needs import graph_facts
 from deploy.record import BundleId, SessionOptions
 from deploy.session import Model, open_model
 
