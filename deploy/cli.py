@@ -13,6 +13,8 @@ from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
+    from deploy.bundle.runtime import Runtime
+    from deploy.bundle.watch import Answer
     from deploy.evaluate import Classes
     from deploy.record import Interval, SessionOptions
 
@@ -376,45 +378,74 @@ def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
 
 @cli.command("predict")
 @click.argument("bundle", type=FILE_OR_FOLDER)
-@click.argument("samples", type=FILE_OR_FOLDER)
+@click.argument("samples", type=FILE_OR_FOLDER, required=False)
+@click.option("--watch", type=FOLDER, help="In place of SAMPLES: answer for files as they come.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes a sample."
 )
 @threads_option
 @json_option
-def predict_command(bundle: Path, samples: Path, top: int, threads: int, as_json: bool) -> None:
+def predict_command(
+    bundle: Path, samples: Path | None, watch: Path | None, top: int, threads: int, as_json: bool
+) -> None:
     """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
+
+    With --watch it answers for each file in the folder once it is whole, and goes on until Ctrl-C or
+    SIGTERM; --json prints one line of JSON a sample then.
 
     \b
     lightship predict model.lship digit.png
     lightship predict model.lship digits/ --top 3 --json
+    lightship predict model.lship --watch camera/ --json
     """
     from deploy import load
-    from deploy.bundle.samples import read_samples
+    from deploy.bundle.watch import answers
 
-    runtime = load(bundle, threads=threads, warm_up=False)
-    given = read_samples(samples, runtime.metadata.raw)
-    answers = runtime.predict(given.x)
-    _ = answers.classes  # refuses NaN
-    rows = [
-        (name, [(runtime.labels[i], float(row[i])) for i in (-row).argsort(kind="stable")[:top]])
-        for name, row in zip(given.names, answers.probabilities, strict=True)
-    ]
-    if as_json:
-        print_json(
-            [
-                {
-                    "sample": name,
-                    "label": best[0][0],
-                    "top": [{"label": label, "probability": p} for label, p in best],
-                }
-                for name, best in rows
-            ]
-        )
-        return
-    width = max(len(name) for name, _ in rows)
-    for name, best in rows:
-        click.echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
+    if (samples is None) == (watch is None):
+        raise UserError("predict: give SAMPLES or --watch FOLDER, one of the two")
+    runtime = load(bundle, threads=threads, warm_up=watch is not None)
+    if watch is not None:
+        _predict_as_they_come(runtime, watch, top=top, as_json=as_json)
+    elif samples is not None:
+        found = answers(runtime, samples, top=top)
+        if as_json:
+            print_json(found)
+            return
+        width = max(len(answer.sample) for answer in found)
+        for answer in found:
+            click.echo(_answer_line(answer, width))
+
+
+def _predict_as_they_come(runtime: Runtime, folder: Path, *, top: int, as_json: bool) -> None:
+    """Print an answer for every file that comes, until Ctrl-C or SIGTERM."""
+    import signal
+    import threading
+
+    import msgspec
+
+    from deploy.bundle.watch import NoAnswer, answers_as_they_come
+
+    stop = threading.Event()
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in kept:
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        for answer in answers_as_they_come(runtime, folder, top=top, stop=stop):
+            if as_json:
+                click.echo(msgspec.json.encode(answer))
+            elif isinstance(answer, NoAnswer):
+                click.echo(f"warning: {answer.error}", err=True)
+            else:
+                click.echo(_answer_line(answer, 0))
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _answer_line(answer: Answer, width: int) -> str:
+    return f"{answer.sample:{width}}  " + "  ".join(
+        f"{best.label} {best.probability:.1%}" for best in answer.top
+    )
 
 
 @cli.command("doctor")
