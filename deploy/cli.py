@@ -35,6 +35,10 @@ trust_model_option = click.option(
     help="Do not try a model file first in a process with limits on memory and time.",
 )
 
+public_key_option = click.option(
+    "--public-key", type=FILE, help="Refuse BUNDLE unless BUNDLE.sig was made with its other half."
+)
+
 
 class _OneLine(click.ClickException):
     """A user's mistake, printed as one line."""
@@ -308,6 +312,7 @@ def report_command(run: Path, added: tuple[Path, ...], as_json: bool) -> None:
 @click.option(
     "--licence", default="not stated", show_default=True, help="The licence of the model."
 )
+@click.option("--sign", type=FILE, help="A private key (EC, PEM): writes OUT.sig beside it.")
 @trust_model_option
 @json_option
 def bundle_command(
@@ -318,6 +323,7 @@ def bundle_command(
     name: str | None,
     model_version: str,
     licence: str,
+    sign: Path | None,
     trust_model: bool,
     as_json: bool,
 ) -> None:
@@ -329,9 +335,11 @@ def bundle_command(
     lightship bundle pruned.onnx --data test.npz -o pruned.lship
     """
     from deploy.bundle.make import Label, bundle_model, bundle_run
+    from deploy.bundle.signature import load_private_key, write_signature
     from deploy.record import SessionOptions
 
     label = Label(name=name, version=model_version, licence=licence)
+    key = load_private_key(sign) if sign else None
     if source.is_dir():
         if data is not None:
             raise UserError(f"--data: {source} is a run and has its own test samples; leave it out")
@@ -344,6 +352,8 @@ def bundle_command(
     else:
         require_harmless_models(trust_model, SessionOptions(), source)
         bundle = bundle_model(source, data, out, label=label)
+    if key is not None:
+        write_signature(out, bundle.manifest.name, key)
     if as_json:
         print_json({"path": str(out), "bundle": bundle.id, "manifest": bundle.manifest})
         return
@@ -355,9 +365,10 @@ def bundle_command(
 
 @cli.command("selftest")
 @click.argument("bundle", type=FILE_OR_FOLDER)
+@public_key_option
 @threads_option
 @json_option
-def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
+def selftest_command(bundle: Path, public_key: Path | None, threads: int, as_json: bool) -> None:
     """Say whether BUNDLE is whole and this machine answers as the one that measured it.
 
     Exit codes: 0 it passes, 1 it fails, 2 there is nothing to test, or this ONNX Runtime is too old.
@@ -367,7 +378,7 @@ def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
     """
     from deploy.bundle.selftest import selftest
 
-    found = selftest(bundle, threads=threads)
+    found = selftest(bundle, threads=threads, public_key=public_key)
     if as_json:
         print_json(found)
     else:
@@ -383,10 +394,17 @@ def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes a sample."
 )
+@public_key_option
 @threads_option
 @json_option
 def predict_command(
-    bundle: Path, samples: Path | None, watch: Path | None, top: int, threads: int, as_json: bool
+    bundle: Path,
+    samples: Path | None,
+    watch: Path | None,
+    top: int,
+    public_key: Path | None,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
 
@@ -403,7 +421,7 @@ def predict_command(
 
     if (samples is None) == (watch is None):
         raise UserError("predict: give SAMPLES or --watch FOLDER, one of the two")
-    runtime = load(bundle, threads=threads, warm_up=watch is not None)
+    runtime = load(bundle, threads=threads, warm_up=watch is not None, public_key=public_key)
     if watch is not None:
         _predict_as_they_come(runtime, watch, top=top, as_json=as_json)
     elif samples is not None:

@@ -31,7 +31,7 @@ class Selftest(Record, frozen=True):
     onnxruntime: str
 
 
-def selftest(path: Path, *, threads: int | None = None) -> Selftest:
+def selftest(path: Path, *, threads: int | None = None, public_key: Path | None = None) -> Selftest:
     """Check every digest of a bundle, then its answers to the golden samples.
 
     It passes if every sample gets its class, and every score is within the bundle's tolerance.
@@ -40,7 +40,7 @@ def selftest(path: Path, *, threads: int | None = None) -> Selftest:
         UserError: if nothing is there to test, or this ONNX Runtime is too old to test it.
     """
     try:
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, public_key=public_key)
     except BundleError as error:
         return _failed(str(error), None)
     try:
