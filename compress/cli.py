@@ -11,7 +11,15 @@ import click
 
 import deploy.cli
 from compress.quiet import quiet_tensorflow
-from deploy.cli import FILE, FOLDER, Commands, json_option, print_json
+from deploy.cli import (
+    FILE,
+    FOLDER,
+    Commands,
+    json_option,
+    print_json,
+    require_harmless_models,
+    trust_model_option,
+)
 from deploy.errors import UserError, needs_extra
 
 # Everything but click is imported inside the commands: --help answers at once.
@@ -328,6 +336,7 @@ def export(
     type=click.Choice(["session-option", "structural"]),
     help="For static: what keeps excluded layers in float, whoever opens the file.",
 )
+@trust_model_option
 @out_option("quantized.onnx")
 @json_option
 def quantize(
@@ -338,6 +347,7 @@ def quantize(
     exclude: tuple[str, ...],
     exclude_type: tuple[str, ...],
     exclusion: str | None,
+    trust_model: bool,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -351,8 +361,10 @@ def quantize(
     from compress.export.metadata import load_onnx
     from compress.quantize.post_training import OnnxStep
     from compress.steps import onnx_step, reasons_left_alone
+    from deploy.record import SessionOptions
 
     require_place(out, suffix=".onnx", other_than=model)
+    require_harmless_models(trust_model, SessionOptions(), model)
     asked = {
         "calibration": calibration,
         "target": target,

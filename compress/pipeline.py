@@ -368,7 +368,7 @@ class _Making:
             np.save(aside / "predictions.npy", predict_classes(opened, self.task.test.raw))
 
         found = self.store.find(key) or self.store.add(key, predict)
-        predicted: npt.NDArray[np.int64] = np.load(found / "predictions.npy")
+        predicted: npt.NDArray[np.int64] = np.load(found / "predictions.npy", allow_pickle=False)
         return predicted
 
     def measurement(self, folders: Sequence[Path], *, now: datetime, again: bool) -> Measurement:

@@ -13,7 +13,11 @@ __all__ = ["load"]
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, warm_up: bool = True
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    warm_up: bool = True,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> Runtime:
     """Open a bundle, checked whole before anything in it is used.
 
@@ -21,6 +25,7 @@ def load(
         path: a ``.lship`` file, or a folder.
         threads: threads inside one run of the model; by default as many as it was measured with.
         warm_up: run the model once, so that the first answer takes no longer than the next.
+        public_key: a PEM file; a bundle that was not signed with its other half is refused.
 
     Raises:
         UserError: if nothing is there, or this ONNX Runtime is too old for the model.
@@ -28,4 +33,4 @@ def load(
     """
     from deploy.bundle import runtime  # here: importing `deploy` costs nothing
 
-    return runtime.load(path, threads=threads, warm_up=warm_up)
+    return runtime.load(path, threads=threads, warm_up=warm_up, public_key=public_key)

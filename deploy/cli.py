@@ -15,8 +15,10 @@ from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
+    from deploy.bundle.runtime import Runtime
+    from deploy.bundle.watch import Answer
     from deploy.evaluate import Classes
-    from deploy.record import Interval, MachineBench, Measurement
+    from deploy.record import Interval, MachineBench, Measurement, SessionOptions
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -33,6 +35,16 @@ memory_limit_option = click.option(
 )
 arena_option = click.option(
     "--arena/--no-arena", default=None, help="Keep a run's memory for the next.  [default: arena]"
+)
+
+trust_model_option = click.option(
+    "--trust-model",
+    is_flag=True,
+    help="Do not try a model file first in a process with limits on memory and time.",
+)
+
+public_key_option = click.option(
+    "--public-key", type=FILE, help="Refuse BUNDLE unless BUNDLE.sig was made with its other half."
 )
 
 
@@ -112,10 +124,16 @@ def cli() -> None:
 @click.argument("model", type=FILE)
 @click.option("--data", type=FILE, required=True, help=".npz with x and y (RUN/test.npz is one).")
 @click.option("--against", type=FILE, help="A second model to compare with, sample by sample.")
+@trust_model_option
 @threads_option
 @json_option
 def evaluate_command(
-    model: Path, data: Path, against: Path | None, threads: int, as_json: bool
+    model: Path,
+    data: Path,
+    against: Path | None,
+    trust_model: bool,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Measure the accuracy of MODEL in the session that ships.
 
@@ -130,6 +148,7 @@ def evaluate_command(
 
     samples = EvalSet.load(data)
     options = SessionOptions(threads=threads)
+    require_harmless_models(trust_model, options, model, against)
     opened = open_model(model, options)
     scores = class_scores(opened, samples.x)
     classes = scores.shape[1]
@@ -157,6 +176,7 @@ def evaluate_command(
 @click.option("--batch", type=click.IntRange(min=1), help="Samples a call for the throughput.")
 @click.option("--processes", type=click.IntRange(min=5), help="Processes to spread sessions over.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@trust_model_option
 @memory_limit_option
 @arena_option
 @click.option("--mmap", is_flag=True, help="Map models in ORT format instead of reading them.")
@@ -176,6 +196,7 @@ def bench_command(
     remote_command: str,
     ssh_config: Path | None,
     out: Path | None,
+    trust_model: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -191,7 +212,7 @@ def bench_command(
     from deploy.check.formats import write_whole
 
     if host is None:
-        seen = _bench_here(models, **asked)
+        seen = _bench_here(models, trust_model=trust_model, **asked)
     else:
         from deploy.remote import Remote, bench_on
 
@@ -213,18 +234,26 @@ def bench_command(
 
 
 def _bench_here(
-    models: tuple[Path, ...], *, seed: int, memory_limit: str | None, **asked: Any
+    models: tuple[Path, ...],
+    *,
+    seed: int,
+    memory_limit: str | None,
+    trust_model: bool,
+    **asked: Any,
 ) -> MachineBench:
     import tempfile
 
     import msgspec
 
     from deploy.bench import Bench, bench
+    from deploy.bundle.opened import is_bundle
     from deploy.bundle.unpack import to_bench
     from deploy.record import MachineBench
 
     settings = msgspec.convert({k: v for k, v in asked.items() if v is not None}, Bench)
     limit = _size("--memory-limit", memory_limit)
+    loose = [model for model in models if not is_bundle(model)]
+    require_harmless_models(trust_model, settings.session, *loose)
     with (
         _ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch,
@@ -387,11 +416,17 @@ def _size(option: str, text: str | None) -> int | None:
 @cli.command("audit")
 @click.argument("model", type=FILE)
 @click.option("--against", type=FILE, help="A second model to time beside it: its float32 form.")
+@trust_model_option
 @threads_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def audit_command(
-    model: Path, against: Path | None, threads: int, seed: int, as_json: bool
+    model: Path,
+    against: Path | None,
+    trust_model: bool,
+    threads: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Say which layers of MODEL run in int8, why others do not, and where the time goes.
 
@@ -401,7 +436,9 @@ def audit_command(
     from deploy.audit import audit, table
     from deploy.record import SessionOptions
 
-    found = audit(model, SessionOptions(threads=threads), against=against, seed=seed)
+    options = SessionOptions(threads=threads)
+    require_harmless_models(trust_model, options, model, against)
+    found = audit(model, options, against=against, seed=seed)
     if as_json:
         print_json(found)
         return
@@ -457,6 +494,8 @@ def report_command(run: Path, added: tuple[Path, ...], as_json: bool) -> None:
 @click.option(
     "--licence", default="not stated", show_default=True, help="The licence of the model."
 )
+@click.option("--sign", type=FILE, help="A private key (EC, PEM): writes OUT.sig beside it.")
+@trust_model_option
 @json_option
 def bundle_command(
     source: Path,
@@ -466,6 +505,8 @@ def bundle_command(
     name: str | None,
     model_version: str,
     licence: str,
+    sign: Path | None,
+    trust_model: bool,
     as_json: bool,
 ) -> None:
     """Pack what a device needs of SOURCE, a finished run or a single ONNX model, into one file.
@@ -476,8 +517,11 @@ def bundle_command(
     lightship bundle pruned.onnx --data test.npz -o pruned.lship
     """
     from deploy.bundle.make import Label, bundle_model, bundle_run
+    from deploy.bundle.signature import load_private_key, write_signature
+    from deploy.record import SessionOptions
 
     label = Label(name=name, version=model_version, licence=licence)
+    key = load_private_key(sign) if sign else None
     if source.is_dir():
         if data is not None:
             raise UserError(f"--data: {source} is a run and has its own test samples; leave it out")
@@ -488,7 +532,10 @@ def bundle_command(
             "what was measured in a run"
         )
     else:
+        require_harmless_models(trust_model, SessionOptions(), source)
         bundle = bundle_model(source, data, out, label=label)
+    if key is not None:
+        write_signature(out, bundle.manifest.name, key)
     if as_json:
         print_json({"path": str(out), "bundle": bundle.id, "manifest": bundle.manifest})
         return
@@ -500,10 +547,13 @@ def bundle_command(
 
 @cli.command("selftest")
 @click.argument("bundle", type=FILE_OR_FOLDER)
+@public_key_option
 @threads_option
 @memory_limit_option
 @json_option
-def selftest_command(bundle: Path, threads: int, memory_limit: str | None, as_json: bool) -> None:
+def selftest_command(
+    bundle: Path, public_key: Path | None, threads: int, memory_limit: str | None, as_json: bool
+) -> None:
     """Say whether BUNDLE is whole and this machine answers as the one that measured it.
 
     Exit codes: 0 it passes, 1 it fails, 2 there is nothing to test, or this ONNX Runtime is too old.
@@ -515,7 +565,7 @@ def selftest_command(bundle: Path, threads: int, memory_limit: str | None, as_js
     from deploy.bundle.selftest import selftest
 
     with fitting(bundle, _size("--memory-limit", memory_limit), threads=threads):
-        found = selftest(bundle, threads=threads)
+        found = selftest(bundle, threads=threads, public_key=public_key)
     if as_json:
         print_json(found)
     else:
@@ -526,55 +576,88 @@ def selftest_command(bundle: Path, threads: int, memory_limit: str | None, as_js
 
 @cli.command("predict")
 @click.argument("bundle", type=FILE_OR_FOLDER)
-@click.argument("samples", type=FILE_OR_FOLDER)
+@click.argument("samples", type=FILE_OR_FOLDER, required=False)
+@click.option("--watch", type=FOLDER, help="In place of SAMPLES: answer for files as they come.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes a sample."
 )
+@public_key_option
 @threads_option
 @memory_limit_option
 @json_option
 def predict_command(
     bundle: Path,
-    samples: Path,
+    samples: Path | None,
+    watch: Path | None,
     top: int,
+    public_key: Path | None,
     threads: int,
     memory_limit: str | None,
     as_json: bool,
 ) -> None:
     """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
 
+    With --watch it answers for each file in the folder once it is whole, and goes on until Ctrl-C or
+    SIGTERM; --json prints one line of JSON a sample then.
+
     \b
     lightship predict model.lship digit.png
     lightship predict model.lship digits/ --top 3 --json
+    lightship predict model.lship --watch camera/ --json
     """
     from deploy import load
     from deploy.bundle.footprint import fitting
-    from deploy.bundle.samples import read_samples
+    from deploy.bundle.watch import answers
 
+    if (samples is None) == (watch is None):
+        raise UserError("predict: give SAMPLES or --watch FOLDER, one of the two")
+    found = []
     with fitting(bundle, _size("--memory-limit", memory_limit), threads=threads):
-        runtime = load(bundle, threads=threads, warm_up=False)
-        given = read_samples(samples, runtime.metadata.raw)
-        answers = runtime.predict(given.x)
-    _ = answers.classes  # refuses NaN
-    rows = [
-        (name, [(runtime.labels[i], float(row[i])) for i in (-row).argsort(kind="stable")[:top]])
-        for name, row in zip(given.names, answers.probabilities, strict=True)
-    ]
-    if as_json:
-        print_json(
-            [
-                {
-                    "sample": name,
-                    "label": best[0][0],
-                    "top": [{"label": label, "probability": p} for label, p in best],
-                }
-                for name, best in rows
-            ]
-        )
+        runtime = load(bundle, threads=threads, warm_up=watch is not None, public_key=public_key)
+        if watch is not None:
+            _predict_as_they_come(runtime, watch, top=top, as_json=as_json)
+        elif samples is not None:
+            found = answers(runtime, samples, top=top)
+    if watch is not None:
         return
-    width = max(len(name) for name, _ in rows)
-    for name, best in rows:
-        click.echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
+    if as_json:
+        print_json(found)
+        return
+    width = max(len(answer.sample) for answer in found)
+    for answer in found:
+        click.echo(_answer_line(answer, width))
+
+
+def _predict_as_they_come(runtime: Runtime, folder: Path, *, top: int, as_json: bool) -> None:
+    """Print an answer for every file that comes, until Ctrl-C or SIGTERM."""
+    import signal
+    import threading
+
+    import msgspec
+
+    from deploy.bundle.watch import NoAnswer, answers_as_they_come
+
+    stop = threading.Event()
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in kept:
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        for answer in answers_as_they_come(runtime, folder, top=top, stop=stop):
+            if as_json:
+                click.echo(msgspec.json.encode(answer))
+            elif isinstance(answer, NoAnswer):
+                click.echo(f"warning: {answer.error}", err=True)
+            else:
+                click.echo(_answer_line(answer, 0))
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _answer_line(answer: Answer, width: int) -> str:
+    return f"{answer.sample:{width}}  " + "  ".join(
+        f"{best.label} {best.probability:.1%}" for best in answer.top
+    )
 
 
 @cli.command("serve")
@@ -665,6 +748,15 @@ def doctor_command(as_json: bool) -> None:
         return
     for line in found.lines():
         click.echo(line)
+
+
+def require_harmless_models(trusted: bool, options: SessionOptions, *models: Path | None) -> None:
+    """Try models of unknown makers where they can do no harm, unless they are trusted."""
+    from deploy.isolation import require_harmless
+
+    for model in models:
+        if model is not None and not trusted:
+            require_harmless(model, options)
 
 
 def _require_known_classes(y: Classes, classes: int, *, data: Path, model: Path) -> None:

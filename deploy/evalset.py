@@ -15,6 +15,8 @@ from deploy.errors import UserError
 
 Array = npt.NDArray[Any]
 
+_LARGEST_BYTES = 1 << 34
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSet:
@@ -74,6 +76,12 @@ def _read(path: Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Array, ...]
         warnings.simplefilter("ignore")
         if not zipfile.is_zipfile(file):
             raise UserError(f"{path}: not an .npz file; save named arrays with numpy.savez")
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > _LARGEST_BYTES:
+            raise UserError(
+                f"{path}: unpacks to {claimed:,} bytes, {_LARGEST_BYTES:,} are allowed; split it"
+            )
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
             for names in choices:

@@ -144,7 +144,7 @@ def this_environment() -> Environment:
         isa=cpu.isa,
         target=target_of(platform.machine(), cpu.isa),
         cores=usable_cores(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         load_average=_load_average(),
         os=platform.platform(),
@@ -192,7 +192,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Return how much memory the machine has, 0 if it does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # no sysconf, or one that does not know the name

@@ -15,7 +15,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def commands():
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lightship ")]
+    return [
+        shlex.split(re.split(r"\s[>|]", line)[0], comments=True)[1:]
+        for line in lines
+        if line.startswith("lightship ")
+    ]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -28,11 +28,11 @@ from deploy.bundle.manifest import (
     Timing,
     encode,
 )
-from deploy.bundle.needs import GraphFacts, graph_facts, least_onnxruntime
 from deploy.bundle.opened import Bundle, file_facts, open_bundle
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
+from deploy.needs import GraphFacts, graph_facts, least_onnxruntime
 from deploy.record import Interval, SessionOptions, read_record, record_path
 from deploy.report.results import Results, Variant, read_results
 from deploy.report.verdict import best_variant

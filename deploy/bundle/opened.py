@@ -14,8 +14,8 @@ from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, read_containe
 from deploy.bundle.golden import Golden
 from deploy.bundle.golden import decode as decode_golden
 from deploy.bundle.manifest import FileFacts, Manifest, decode
-from deploy.bundle.needs import graph_facts
 from deploy.errors import BundleError, UserError
+from deploy.needs import graph_facts
 from deploy.record import BundleId, SessionOptions
 from deploy.session import Model, open_model
 
@@ -83,14 +83,24 @@ class Bundle:
         return model
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, public_key: Path | None = None) -> Bundle:
     """Read a bundle and check it: sizes, layout, digests, manifest, graph, golden samples.
+
+    Args:
+        path: a ``.lship`` file, or a folder.
+        public_key: whose signature it has to bear, a PEM file; None asks for none.
 
     Raises:
         UserError: if nothing is there or it cannot be read.
-        BundleError: if it is damaged, is no bundle, or contradicts itself.
+        BundleError: if it is damaged, is no bundle, or contradicts itself, or its signature is
+            missing, of other files or by another key.
     """
-    return checked(read_container(path), str(path))
+    files = read_container(path)
+    if public_key is not None:
+        from deploy.bundle.signature import require_signed  # here: few ask for it
+
+        require_signed(files, path, public_key)
+    return checked(files, str(path))
 
 
 def checked(files: Mapping[str, bytes], where: str) -> Bundle:

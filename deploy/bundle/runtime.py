@@ -183,7 +183,12 @@ class Runtime:
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, warm_up: bool = True
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    warm_up: bool = True,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> Runtime:
     """Open a bundle; what it does and raises is told in ``deploy.load``."""
-    return Runtime(open_bundle(Path(path)), threads=threads, warm_up=warm_up)
+    key = Path(public_key) if public_key is not None else None
+    return Runtime(open_bundle(Path(path), public_key=key), threads=threads, warm_up=warm_up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -17,6 +18,8 @@ from deploy.errors import UserError, needs_extra
 Array = npt.NDArray[Any]
 
 _IMAGES = (".png", ".jpg", ".jpeg")
+SUFFIXES = frozenset({*_IMAGES, ".npy"})
+"""What can be read, by the end of its name."""
 _MODES = {1: "L", 3: "RGB"}
 _MOST_FILE_BYTES = 1 << 30
 
@@ -60,7 +63,10 @@ def _array(path: Path) -> Array:
     try:
         if path.stat().st_size > _MOST_FILE_BYTES:
             raise UserError(f"{path}: is larger than {_MOST_FILE_BYTES:,} bytes; split it")
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            # numpy advises whoever reads a file of Python 2 to write it anew.
+            warnings.simplefilter("ignore")
+            array: Array = np.lib.format.open_memmap(path, mode="r")
     # What numpy's header reader, a parser of Python literals, meets in foreign bytes.
     except (
         ValueError,

@@ -32,7 +32,7 @@ class Selftest(Record, frozen=True):
     onnxruntime: str
 
 
-def selftest(path: Path, *, threads: int | None = None) -> Selftest:
+def selftest(path: Path, *, threads: int | None = None, public_key: Path | None = None) -> Selftest:
     """Check every digest of a bundle, then its answers to the golden samples.
 
     It passes if every sample gets its class, and every score is within the bundle's tolerance.
@@ -42,7 +42,7 @@ def selftest(path: Path, *, threads: int | None = None) -> Selftest:
             is too short to open it, which says nothing of the bundle.
     """
     try:
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, public_key=public_key)
     except BundleError as error:
         return _failed(str(error), None)
     try:

@@ -20,6 +20,7 @@ from deploy.report.quantities import (
 )
 from deploy.report.results import Machine, MachineTimes, Results
 
+_LARGEST_BENCH = 1 << 24
 COLUMNS = ("Median time", "Speed-up", "p99", "Samples/s", "Load", "Memory")
 
 
@@ -40,12 +41,16 @@ def read_bench(path: Path) -> MachineBench:
         UserError: if the file is missing, or holds something else.
     """
     try:
-        bench = msgspec.json.decode(path.read_bytes(), type=MachineBench)
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_BENCH + 1)
+        if len(text) > _LARGEST_BENCH:
+            raise UserError(f"{path}: has more than the {_LARGEST_BENCH:,} bytes of any bench")
+        bench = msgspec.json.decode(text, type=MachineBench)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give what lightship bench --json printed"
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}: is not what lightship bench --json prints ({error}); measure again"
         ) from error

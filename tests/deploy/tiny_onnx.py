@@ -10,7 +10,7 @@ import struct
 import numpy as np
 
 _ELEM_TYPES = {
-    "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "float64": 11,
+    "bool": 9, "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "float64": 11,
 }  # fmt: skip
 
 
@@ -28,30 +28,34 @@ def model(
 
     Args:
         nodes: tuples ``(op_type, input names, output names)``, with a dict of attributes (int,
-            float, str, list of int, array) as an optional fourth and a domain as a fifth entry.
+            float, str, list of int, array, ``graph``) as an optional fourth and a domain as a fifth entry.
         inputs, outputs: ``{name: (dtype, shape)}``; a str in the shape is a free axis of that name.
         initializers: ``{name: array}``.
         metadata: ``{key: value}`` for ``metadata_props``.
         opsets: pairs of domain and version.
     """
-    graph = b"".join(
+    return b"".join(
+        [
+            _int(1, ir_version),
+            _bytes(7, graph(nodes, inputs=inputs, outputs=outputs, initializers=initializers)),
+            *(_bytes(8, _bytes(1, domain.encode()) + _int(2, v)) for domain, v in opsets),
+            *(
+                _bytes(14, _bytes(1, key.encode()) + _bytes(2, value.encode()))
+                for key, value in (metadata or {}).items()
+            ),
+        ]
+    )
+
+
+def graph(nodes, *, inputs, outputs, initializers=None) -> bytes:
+    """Return the bytes of a GraphProto: ``model``'s own, or an attribute of a node."""
+    return b"".join(
         [
             *(_bytes(1, _node(index, node)) for index, node in enumerate(nodes)),
             _bytes(2, b"tiny"),
             *(_bytes(5, _tensor(array, name)) for name, array in (initializers or {}).items()),
             *(_bytes(11, _value_info(name, *spec)) for name, spec in inputs.items()),
             *(_bytes(12, _value_info(name, *spec)) for name, spec in outputs.items()),
-        ]
-    )
-    return b"".join(
-        [
-            _int(1, ir_version),
-            _bytes(7, graph),
-            *(_bytes(8, _bytes(1, domain.encode()) + _int(2, v)) for domain, v in opsets),
-            *(
-                _bytes(14, _bytes(1, key.encode()) + _bytes(2, value.encode()))
-                for key, value in (metadata or {}).items()
-            ),
         ]
     )
 
@@ -116,6 +120,8 @@ def _attribute(name, value) -> bytes:
             body, kind = _bytes(4, value.encode()), 3
         case list():
             body, kind = b"".join(_int(8, item) for item in value), 7
+        case bytes():
+            body, kind = _bytes(6, value), 5
         case np.ndarray():
             body, kind = _bytes(5, _tensor(value, name)), 4
         case _:

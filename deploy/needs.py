@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from deploy.errors import UserError
 
@@ -18,6 +19,7 @@ _FUNCTION_NODE = 7
 _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -57,17 +59,22 @@ class GraphFacts:
 
 @dataclass(slots=True)
 class _Seen:
+    folder: Path | None
     operators: set[str] = field(default_factory=set)
 
 
-def graph_facts(model: bytes) -> GraphFacts:
+def graph_facts(model: bytes, *, folder: Path | None = None) -> GraphFacts:
     """Read what a model needs; look into every graph, function and attribute.
 
+    Args:
+        model: the bytes of the file.
+        folder: where other files may hold weights of it; None if none may: they would be read
+            without having been checked.
+
     Raises:
-        UserError: if the bytes are no ``ModelProto``, or weights lie in another file: they would be
-            read without having been checked.
+        UserError: if the bytes are no ``ModelProto``, or weights lie in another file than allowed.
     """
-    seen, ir_version, opsets, graphs = _Seen(), 0, {}, 0
+    seen, ir_version, opsets, graphs = _Seen(folder), 0, {}, 0
     try:
         for number, value in _fields(memoryview(model)):
             if number == _MODEL_IR and isinstance(value, int):
@@ -113,9 +120,9 @@ def _graph(graph: memoryview, seen: _Seen, depth: int) -> None:
         if isinstance(value, int):
             continue
         if number == _GRAPH_INITIALIZER:
-            _require_inside(value)
+            _require_inside(value, seen)
         elif number == _GRAPH_SPARSE:
-            _sparse(value)
+            _sparse(value, seen)
 
 
 def _nodes(parent: memoryview, place: int, seen: _Seen, depth: int) -> None:
@@ -142,26 +149,41 @@ def _attribute(attribute: memoryview, seen: _Seen, depth: int) -> None:
         if isinstance(value, int):
             continue
         if number in _ATTRIBUTE_TENSORS:
-            _require_inside(value)
+            _require_inside(value, seen)
         elif number in _ATTRIBUTE_GRAPHS:
             _graph(value, seen, depth + 1)
         elif number in _ATTRIBUTE_SPARSE:
-            _sparse(value)
+            _sparse(value, seen)
 
 
-def _sparse(tensor: memoryview) -> None:
+def _sparse(tensor: memoryview, seen: _Seen) -> None:
     for number, value in _fields(tensor):
         if number in {_SPARSE_VALUES, _SPARSE_INDICES} and not isinstance(value, int):
-            _require_inside(value)
+            _require_inside(value, seen)
 
 
-def _require_inside(tensor: memoryview) -> None:
+def _require_inside(tensor: memoryview, seen: _Seen) -> None:
     for number, value in _fields(tensor):
-        if number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
+        if number != _TENSOR_EXTERNAL and (number != _TENSOR_LOCATION or value == 0):
+            continue
+        if seen.folder is None:
             raise UserError(
                 "keeps weights in another file; save it as one file "
                 "(onnx.save_model with save_as_external_data=False)"
             )
+        if number == _TENSOR_EXTERNAL and not isinstance(value, int):
+            _require_in_folder(value, seen.folder)
+
+
+def _require_in_folder(entry: memoryview, folder: Path) -> None:
+    """Refuse a location of weights that lies outside the folder, links followed."""
+    said = {number: bytes(text) for number, text in _fields(entry) if not isinstance(text, int)}
+    if said.get(_ENTRY_KEY) != b"location":
+        return
+    location = said.get(_ENTRY_VALUE, b"").decode()
+    inside = (folder / location).resolve()
+    if not inside.is_relative_to(folder.resolve()):
+        raise UserError(f"keeps weights in {location!r}, outside its folder; put them beside it")
 
 
 def _opset(value: memoryview) -> tuple[str, int]:

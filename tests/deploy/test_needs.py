@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from deploy.bundle.needs import graph_facts, least_onnxruntime
 from deploy.errors import UserError
+from deploy.needs import graph_facts, least_onnxruntime
 from tests.deploy import tiny_onnx
 from tests.deploy.tiny_onnx import _bytes, _int
 
