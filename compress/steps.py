@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import assert_never
 
 from compress.data.task import Task
+from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
 from compress.prune.magnitude import (
     MagnitudePrune,
@@ -35,7 +36,10 @@ from deploy.machine import this_target
 KerasStep = MagnitudePrune
 """Steps that take a Keras model and give one."""
 
-Step = KerasStep | OnnxStep
+LiteRtStep = LiteRt
+"""Steps that take a Keras model and give the bytes of a ``.tflite`` file."""
+
+Step = KerasStep | OnnxStep | LiteRtStep
 """Every step; ``OnnxStep`` are those that take an ONNX model and give one."""
 
 
@@ -65,6 +69,15 @@ def onnx_step(model: Any, step: OnnxStep, task: Task) -> Any:
             assert_never(step)
 
 
+def litert_step(model: Any, step: LiteRtStep, task: Task) -> bytes:
+    """Return what a step makes of a tf-keras model, which is left alone: a ``.tflite`` file."""
+    match step:
+        case LiteRt():
+            return to_tflite(model, step, task)
+        case _:
+            assert_never(step)
+
+
 def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
     """Return why layers are not what the step makes of layers, by layer name.
 
@@ -73,7 +86,7 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
     Args:
         original: the model that the step was given.
         step: the step.
-        made: the model that the step gave.
+        made: the model that the step gave, for LiteRT its bytes.
     """
     match step:
         case MagnitudePrune():
@@ -84,6 +97,8 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
         case ToFloat16() | WeightOnly():
             return {}
+        case LiteRt():
+            return reasons_in_float(made, step)
         case _:
             assert_never(step)
 
@@ -108,7 +123,7 @@ def check_layer_names(model: Any, step: Step) -> None:
                     raise UserError(
                         f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
                     )
-        case QuantizeDynamic() | ToFloat16() | WeightOnly():
+        case QuantizeDynamic() | ToFloat16() | WeightOnly() | LiteRt():
             return
         case _:
             assert_never(step)

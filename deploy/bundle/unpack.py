@@ -11,10 +11,10 @@ from deploy.record import Benched, SessionOptions, sha256_of
 
 
 def to_bench(paths: Sequence[Path], scratch: Path) -> tuple[list[Path], tuple[Benched, ...]]:
-    """Return an ONNX file for each model or bundle, and what was named by it.
+    """Return a model file for each model or bundle, and what was named by it.
 
     Args:
-        paths: ONNX files and bundles; bundles are checked whole.
+        paths: model files and bundles; bundles are checked whole.
         scratch: a folder that takes the models that come in bundles.
 
     Raises:
@@ -32,11 +32,12 @@ def to_bench(paths: Sequence[Path], scratch: Path) -> tuple[list[Path], tuple[Be
                     "bench does not time; it would be another model"
                 )
             bundle.session()  # refuses a model that is not what the manifest says
-            file = scratch / f"{index}-{bundle.manifest.name}.onnx"
+            ending = Path(bundle.model_name).suffix
+            file = scratch / f"{index}-{bundle.manifest.name}{ending}"
             file.write_bytes(bundle.model)
-            sha256, of = bundle.manifest.files["model.onnx"].sha256, bundle.id
+            sha256, of = bundle.manifest.files[bundle.model_name].sha256, bundle.id
         elif not path.is_file():
-            raise UserError(f"{path}: no such file; give an ONNX model or a bundle")
+            raise UserError(f"{path}: no such file; give an ONNX or .tflite model, or a bundle")
         else:
             file, sha256, of = path, sha256_of(path), None
         files.append(file)

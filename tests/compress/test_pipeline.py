@@ -213,9 +213,9 @@ def test_a_changed_step_repeats_only_itself_and_its_children(finished, recipe, t
 
 def test_another_seed_shares_nothing(finished, recipe):
     task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     reseeded = msgspec.structs.replace(recipe, seed=1)
-    other = {stage.onnx_key for stage in pipeline.plan(reseeded, task).values()}
+    other = {stage.model_key for stage in pipeline.plan(reseeded, task).values()}
     assert not keys & other
 
 
@@ -223,7 +223,7 @@ def test_a_damaged_step_is_made_again_with_the_same_weights(finished, recipe, tm
     _, store, results, _ = finished
     task = pipeline.load_task(recipe.data, seed=recipe.seed)
     stage = pipeline.plan(recipe, task)["pruned"]
-    model = Store(store).find(stage.onnx_key) / "model.onnx"
+    model = Store(store).find(stage.model_key) / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1])
     again, heard = run(recipe, tmp_path / "again", store)
     assert heard.made == ["pruned"]
@@ -252,16 +252,16 @@ def test_folders_of_others_stay_in_the_run_folder(finished, recipe, tmp_path):
 
 def test_other_names_and_licences_of_equal_samples_share_nothing(recipe):
     task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     renamed = dataclasses.replace(task, name="other", licence="other")
-    assert not keys & {stage.onnx_key for stage in pipeline.plan(recipe, renamed).values()}
+    assert not keys & {stage.model_key for stage in pipeline.plan(recipe, renamed).values()}
 
 
 def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
     task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     monkeypatch.setattr(pipeline, "code_digest", lambda *rooms: "changed")
-    assert not keys & {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    assert not keys & {stage.model_key for stage in pipeline.plan(recipe, task).values()}
 
 
 def test_a_function_that_builds_another_network_by_changed_imports_shares_nothing(
