@@ -6,6 +6,7 @@ option can undo what was excluded from quantization.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import onnxruntime as ort
 from deploy.errors import ParityError, UserError, needs_extra
 from deploy.record import SessionOptions
 from deploy.session import open_model, ort_options, random_inputs
+from deploy.tflite import is_tflite
 
 PARITY = 1e-6
 """Largest difference from the ONNX model; layouts of memory may change the order of additions."""
@@ -32,7 +34,8 @@ def to_ort(content: bytes, options: SessionOptions = SessionOptions()) -> bytes:
 
     Optimised with the options that ship, but for the layout of memory that depends on the
     processor (NCHWc): the file runs on every machine, and float convolutions run slower than from
-    the ONNX file where that layout pays.
+    the ONNX file where that layout pays. ONNX Runtime lays the same graph out in another order
+    each time, so equal models do not give equal bytes.
 
     Args:
         content: the bytes of an ONNX model.
@@ -45,6 +48,8 @@ def to_ort(content: bytes, options: SessionOptions = SessionOptions()) -> bytes:
     """
     if is_ort(content[:8]):
         raise UserError("model: is in ORT format already; give the ONNX model")
+    if is_tflite(content[:8]):
+        raise UserError("model: is a LiteRT model, which has no ORT form; give an ONNX model")
     reference = open_model(content, options)
     settings = ort_options(options)
     settings.add_session_config_entry("session.save_model_format", "ORT")
@@ -89,7 +94,8 @@ def required_operators(content: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path, config = Path(folder, "model.ort"), Path(folder, "model.config")
         path.write_bytes(content)
-        create_config_from_models([str(path)], str(config), enable_type_reduction=True)
+        logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)  # it tells of itself
+        create_config_from_models([path], config, enable_type_reduction=True)
         lines = config.read_text(encoding="utf-8").splitlines()
     # The head names the tool's temporary files and the time.
     return "\n".join(line for line in lines if not line.startswith("#")) + "\n"
