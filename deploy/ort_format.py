@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,9 @@ def required_operators(content: bytes) -> str:
         path, config = Path(folder, "model.ort"), Path(folder, "model.config")
         path.write_bytes(content)
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)  # it tells of itself
-        create_config_from_models([path], config, enable_type_reduction=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves the file open
+            create_config_from_models([path], config, enable_type_reduction=True)
         lines = config.read_text(encoding="utf-8").splitlines()
     # The head names the tool's temporary files and the time.
     return "\n".join(line for line in lines if not line.startswith("#")) + "\n"
