@@ -346,7 +346,7 @@ def _export_onnx(
     from compress.export.proven import Export
     from compress.export.proven import export as proven_export
     from compress.networks import load_keras
-    from compress.pipeline import PARITY_SAMPLES
+    from compress.steps import PARITY_SAMPLES
 
     require_place(out, suffix=".onnx", other_than=model)
     settings = _convert({"opset": opset} if opset is not None else {}, Export)

@@ -27,8 +27,9 @@ from compress.artifacts import (
 )
 from compress.data.splits import load_task
 from compress.data.task import Task
-from compress.export.proven import export
 from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
+from compress.quantize.aware import QuantizeAware
+from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
@@ -37,6 +38,7 @@ from compress.steps import (
     Step,
     check_layer_names,
     epochs_of,
+    exported,
     keras_step,
     litert_step,
     onnx_step,
@@ -50,6 +52,7 @@ from deploy.bundle.make import bundle_run
 from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
 from deploy.evaluate import compare, evaluate, predict_classes
+from deploy.kernels import why_not_int8
 from deploy.litert import litert_version
 from deploy.machine import this_environment, this_target
 from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
@@ -58,9 +61,6 @@ from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
-
-PARITY_SAMPLES = 256
-"""Real samples on which an export must agree with Keras."""
 
 _KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
 _HISTORY, _MEASUREMENT = "history.json", "measurement.json"
@@ -137,8 +137,12 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
     converting = {**common, "litert": litert_version(), "code": code_digest(*_LITERT_CODE)}
     quantizing = {**common, "code": code_digest(*_QUANTIZE_CODE)}
 
-    def exported(keras_key: str) -> str:
-        return key_of({"export": recipe.export, "parent": keras_key, **exporting})
+    def onnx_of(keras_key: str, step: Step | None) -> str:
+        # What trains for int8 is written by the code that quantizes.
+        writing = (
+            {**exporting, "quantize": quantizing} if isinstance(step, QuantizeAware) else exporting
+        )
+        return key_of({"export": recipe.export, "parent": keras_key, **writing})
 
     brought = _digest_of_what_the_user_brings(recipe, task)
     trained = key_of(
@@ -150,7 +154,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             parent=None,
             step=None,
             keras_key=trained,
-            model_key=exported(trained),
+            model_key=onnx_of(trained, None),
             file=_ONNX,
             epochs=recipe.train.epochs if recipe.train else 0,
         )
@@ -159,8 +163,11 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         parent, step = stages[variant.parent], variant.step
         keras_key, file = None, _ONNX
         if isinstance(step, KerasStep):
-            keras_key = key_of({"step": step, "parent": parent.keras_key, **training})
-            model_key = exported(keras_key)
+            made = {"step": step, "parent": parent.keras_key, **training}
+            if isinstance(step, QuantizeAware | FoldBatchNorm):
+                made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            keras_key = key_of(made)
+            model_key = onnx_of(keras_key, step)
         elif isinstance(step, LiteRtStep):
             file = _TFLITE
             model_key = key_of({"step": step, "parent": parent.keras_key, **converting})
@@ -334,9 +341,11 @@ class _Making:
     def _export(self, stage: Stage, folder: Path) -> None:
         """Write ``model.onnx`` of a Keras stage, with the numbers of Keras, and its record."""
         keras = self._keras(stage) / _KERAS
-        samples = self.task.validation.x[:PARITY_SAMPLES]
-        model = export(load_keras(keras, trust_code=self._trusted), self.recipe.export, samples)
+        made = load_keras(keras, trust_code=self._trusted)
+        model = exported(made, stage.step, self.recipe.export, self.task)
         notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
+        if isinstance(stage.step, QuantizeAware):
+            notes |= why_not_int8(model, target=this_target())
         about = self._about(stage, self._parent_onnx(stage))
         save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
 
@@ -556,6 +565,6 @@ def _warnings(recipe: Recipe) -> list[str]:
         f"{variant.name} is made for {variant.step.target} and was run on {here}: its accuracy and "
         f"its speed here say little of the device it is for"
         for variant in recipe.variants
-        if isinstance(variant.step, QuantizeStatic | QuantizeDynamic)
+        if isinstance(variant.step, QuantizeAware | QuantizeStatic | QuantizeDynamic)
         and variant.step.target not in {None, here}
     ]

@@ -14,6 +14,7 @@ from msgspec import Meta
 from compress.data.sources import Data
 from compress.export.proven import Export
 from compress.networks import Network
+from compress.quantize.aware import QuantizeAware
 from compress.quantize.post_training import OnnxStep
 from compress.steps import LiteRtStep, Step
 from compress.train.fit import Fit
@@ -155,7 +156,7 @@ def _in_order(variants: tuple[Variant, ...], *, where: str) -> tuple[Variant, ..
 
 def _why_not_after(variant: Variant, parent: Variant | None) -> str | None:
     """Say why a step cannot run on what its parent gives, or None if it can."""
-    if parent is None or not isinstance(parent.step, OnnxStep | LiteRtStep):
+    if parent is None or not isinstance(parent.step, OnnxStep | LiteRtStep | QuantizeAware):
         return None
     needs = "a Keras model"
     if isinstance(variant.step, OnnxStep):

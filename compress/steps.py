@@ -5,9 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 from typing_extensions import assert_never
 
 from compress.data.task import Task
+from compress.export.parity import require_parity
+from compress.export.proven import Export, export
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
 from compress.prune.magnitude import (
@@ -16,6 +19,16 @@ from compress.prune.magnitude import (
     magnitude_prune,
     why_not_pruned,
 )
+from compress.quantize.as_trained import require_as_trained
+from compress.quantize.aware import (
+    QuantizeAware,
+    as_static,
+    check_excluded,
+    learned,
+    quantize_aware,
+    why_not_aware,
+)
+from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
 from compress.quantize.post_training import (
     OnnxStep,
     QuantizeDynamic,
@@ -33,11 +46,16 @@ from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune
+KerasStep = MagnitudePrune | FoldBatchNorm | QuantizeAware
 """Steps that take a Keras model and give one."""
 
 LiteRtStep = LiteRt
 """Steps that take a Keras model and give the bytes of a ``.tflite`` file."""
+
+PARITY_SAMPLES = 256
+"""Real samples on which an export must agree with Keras."""
+_FOLD_TOLERANCE = 1e-5
+"""Float32 rounding; of outputs above 1, a share of the largest."""
 
 Step = KerasStep | OnnxStep | LiteRtStep
 """Every step; ``OnnxStep`` are those that take an ONNX model and give one."""
@@ -45,13 +63,56 @@ Step = KerasStep | OnnxStep | LiteRtStep
 
 def keras_step(
     model: Any, step: KerasStep, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
-) -> tuple[Any, History]:
-    """Return what a step makes of a tf-keras model, which is left alone, and how it trained."""
+) -> tuple[Any, History | None]:
+    """Return what a step makes of a tf-keras model, which is left alone, and how it trained.
+
+    Raises:
+        UserError: if the step does not fit the model or the task.
+        ParityError: if folding changed the numbers.
+    """
     match step:
         case MagnitudePrune():
             return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch)
+        case FoldBatchNorm():
+            return _folded(model, task), None
+        case QuantizeAware():
+            return quantize_aware(_folded(model, task), step, task, seed=seed, on_epoch=on_epoch)
         case _:
             assert_never(step)
+
+
+def _folded(model: Any, task: Task) -> Any:
+    folded, _ = fold_batch_norm(model)
+    samples = task.validation.x[:PARITY_SAMPLES]
+    before, after = (
+        lambda x, made=made: np.asarray(made(x, training=False)) for made in (model, folded)
+    )
+    require_parity(before, after, samples, tolerance=_FOLD_TOLERANCE)
+    return folded
+
+
+def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any:
+    """Return a tf-keras model as an ``onnx.ModelProto`` that gives its numbers.
+
+    Args:
+        model: what a Keras step, or the baseline's training, gave; left alone.
+        step: that step; what ``QuantizeAware`` trained is written as int8.
+        settings: opset and tolerance.
+        task: gives the samples on which Keras and ONNX are compared.
+
+    Raises:
+        UserError: if the model cannot be exported.
+        ParityError: if the file gives other numbers.
+    """
+    samples = task.validation.x[:PARITY_SAMPLES]
+    if not isinstance(step, QuantizeAware):
+        return export(model, settings, samples)
+    plain, found = learned(model, step)
+    float_model = export(plain, settings, samples)
+    static = as_static(step, plain, float_model)
+    quantized = quantize_static(float_model, static, task, learned=found)
+    require_as_trained(quantized, float_model, model, task.validation.x)
+    return quantized
 
 
 def onnx_step(model: Any, step: OnnxStep, task: Task) -> Any:
@@ -92,6 +153,13 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         case MagnitudePrune():
             reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
             return {name: why for name, why in reasons.items() if why}
+        case FoldBatchNorm():
+            return fold_batch_norm(original)[1]
+        case QuantizeAware():
+            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
+            reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
+            unfolded = fold_batch_norm(original)[1]
+            return {name: why for name, why in reasons.items() if why} | unfolded
         case QuantizeStatic() | QuantizeDynamic():
             # Asked of this machine, whatever the target: the report speaks of what ran here.
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
@@ -116,6 +184,8 @@ def check_layer_names(model: Any, step: Step) -> None:
     match step:
         case MagnitudePrune():
             check_names(model, step)
+        case QuantizeAware():
+            check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
             names = [name for name, _ in named_layers(model)]
             for pattern in step.exclude:
@@ -123,7 +193,7 @@ def check_layer_names(model: Any, step: Step) -> None:
                     raise UserError(
                         f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
                     )
-        case QuantizeDynamic() | ToFloat16() | WeightOnly() | LiteRt():
+        case FoldBatchNorm() | QuantizeDynamic() | ToFloat16() | WeightOnly() | LiteRt():
             return
         case _:
             assert_never(step)
@@ -131,4 +201,4 @@ def check_layer_names(model: Any, step: Step) -> None:
 
 def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
-    return step.fine_tune.epochs if isinstance(step, MagnitudePrune) else 0
+    return step.fine_tune.epochs if isinstance(step, MagnitudePrune | QuantizeAware) else 0

@@ -7,9 +7,13 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from compress.export.names import layer_scopes, named_after_layers
 from compress.export.tidy import tidy
+from compress.networks.named_layers import named_layers
 from deploy.errors import UserError, needs_extra
+from deploy.graph import array_of, weighted_nodes
 
 # QuantizeLinear got its axis in opset 13; tf2onnx 1.16 and 1.17 write up to 18.
 OLDEST_OPSET, NEWEST_OPSET = 13, 18
@@ -41,7 +45,7 @@ def to_onnx(model: Any, *, opset: int = 17) -> Any:
     _refuse_unknown_operators(model, proto)
     # Keras numbers the names of models; a fixed one keeps the bytes of equal models equal.
     proto.graph.name = "lightship"
-    proto = named_after_layers(tidy(proto), layer_scopes(model))
+    proto = named_after_layers(_with_lost_names(tidy(proto), model), layer_scopes(model))
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     return proto
@@ -107,3 +111,34 @@ def _refuse_unknown_operators(model: Any, proto: Any) -> None:
             f"layer {layer!r}: its TensorFlow operator {node.op_type} has no counterpart in ONNX "
             f"opset {versions.get('', 0)}; replace the layer or leave it out of the exported model"
         )
+
+
+def _with_lost_names(proto: Any, model: Any) -> Any:
+    """Return the graph with the scopes of depthwise convolutions that have a bias.
+
+    tf2onnx merges the two into a node of a made-up name. Its kernel tells whose it is; of layers
+    with equal kernels the first that is still unnamed, as both are in the order of the graph.
+    """
+    layers = [
+        (f"{model.name}/{name}", _onnx_kernel(layer))
+        for name, layer in named_layers(model)
+        if type(layer).__name__ == "DepthwiseConv2D" and layer.use_bias
+    ]
+    twin = type(proto)()
+    twin.CopyFrom(proto)
+    for found in weighted_nodes(twin.graph):
+        if "/" in found.node.name or found.node.op_type != "Conv":
+            continue
+        kernel = array_of(found.weight)
+        for index, (scope, expected) in enumerate(layers):
+            if np.array_equal(kernel, expected):
+                found.node.name = f"{scope}/depthwise"
+                del layers[index]
+                break
+    return twin
+
+
+def _onnx_kernel(layer: Any) -> Any:
+    """Return a depthwise kernel as ONNX has it, ``(channels × multiplier, 1, height, width)``."""
+    kernel = layer.depthwise_kernel.numpy()
+    return kernel.reshape(*kernel.shape[:2], -1).transpose(2, 0, 1)[:, None]

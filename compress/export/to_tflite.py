@@ -20,7 +20,7 @@ from deploy.quiet import stderr_aside
 from deploy.session import ModelMetadata, open_model
 from deploy.tflite import KERNEL, METADATA, computes_in_int8, layer_name, read_tflite
 
-PARITY_SAMPLES = 256
+_SAMPLES = 256  # real ones, on which a float file must agree with Keras
 _ALIGNMENT = 16  # bytes; schema.fbs asks for it, and kernels of 32-bit Arm need it
 _LEAST_WEIGHTS = 1024
 """TensorFlow's converter leaves smaller kernels in float in the dynamic form."""
@@ -78,7 +78,7 @@ def to_tflite(model: Any, step: LiteRt, task: Task) -> bytes:
             f"{task.validation.x.shape[1:]} after preprocessing; give the data that it was made for"
         )
     content = _named_after_layers(_convert(model, step, task.calibration.x), model)
-    _prove(model, content, step, task.validation.x[:PARITY_SAMPLES])
+    _prove(model, content, step, task.validation.x[:_SAMPLES])
     return content
 
 

@@ -15,7 +15,7 @@ files or write them, and a loader calls whatever callable a config names."""
 _CODE_LAYERS = frozenset({"Lambda", "TFSMLayer", "TorchModuleWrapper"})
 """Bytecode, a SavedModel from elsewhere, a pickle."""
 
-_TF_FUNCTIONS = ("__operators__.", "math.", "nn.")
+_TF_FUNCTIONS = ("__operators__.", "math.", "nn.", "quantization.fake_quant_")
 _TF_NAMES = frozenset(
     {"cast", "clip_by_value", "concat", "expand_dims", "identity", "pad", "repeat", "reshape"}
     | {"slice", "split", "squeeze", "stack", "tile", "transpose", "unstack", "image.resize"}

@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,6 +122,24 @@ class WeightOnly(_Step, frozen=True, tag="quantize_weight_only"):
     """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What training has decided of a quantization.
+
+    Attributes:
+        ranges: smallest and largest value of the results of layers, by the layer's name; that of
+            the model's input by ``INPUT``.
+        one_scale: whether a kernel has one scale for all its channels.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]
+    one_scale: bool
+
+
+INPUT = "(input)"
+"""What the model's input is called among the layers."""
+
+
 OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly
 
 
@@ -173,7 +192,9 @@ def why_not_quantized(model: Any, step: OnnxStep) -> dict[str, str]:
             return {}
 
 
-def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
+def quantize_static(
+    model: Any, step: QuantizeStatic, task: Task, *, learned: Learned | None = None
+) -> Any:
     """Return a ``ModelProto`` with QuantizeLinear and DequantizeLinear around its operators (QDQ).
 
     The class scores in front of the final Softmax are left in float: ONNX Runtime's ``QGemm``
@@ -183,6 +204,7 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
         model: a float ``ModelProto`` with one input and opset 13 or later. It is left alone.
         step: how to quantize.
         task: its ``calibration.x`` gives the ranges.
+        learned: takes the place of calibration where training has found the ranges.
 
     Raises:
         UserError: if the model is quantized already, too old or without weights, if ``exclude``
@@ -213,6 +235,13 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
             percentile=step.percentile or 99.99,
             operators=_STATIC_OPERATORS,
         )
+        if learned is not None:
+            _put_learned(ranges, model.graph, learned)
+        one_scale = {
+            found.weight.name: [{"symmetric": True}]
+            for found in weighted_nodes(model.graph)
+            if learned is not None and learned.one_scale
+        }
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(_with_own_constants(model, excluded)),
             step.per_channel,
@@ -223,7 +252,7 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
             [],
             list(excluded),
             list(_STATIC_OPERATORS),
-            {},
+            {"TensorQuantOverrides": one_scale},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -234,6 +263,35 @@ def quantize_static(model: Any, step: QuantizeStatic, task: Task) -> Any:
     finished = _finished(quantized, model)
     _require_float(finished, excluded, step, target)
     return finished
+
+
+def _put_learned(ranges: Any, graph: Any, learned: Learned) -> None:
+    """Put learned ranges in the place of the calibrated ones, for all results of their layers."""
+    from onnxruntime.quantization.calibrate import TensorData
+
+    def put(tensor: str, name: str) -> None:
+        low, high = learned.ranges[name]
+        if tensor in ranges:
+            ranges[tensor] = TensorData(lowest=np.float32(low), highest=np.float32(high))
+
+    if INPUT in learned.ranges:
+        put(graph.input[0].name, INPUT)
+    for node in graph.node:
+        # A layer's nodes are called "layer" and "layer/relu", those of a nested one "inner/layer".
+        name = next((name for name in _prefixes(node.name) if name in learned.ranges), None)
+        if name is not None:
+            for tensor in node.output:
+                put(tensor, name)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Yield a name and what is left when its last parts are taken away.
+
+    >>> list(_prefixes("inner/conv/relu"))
+    ['inner/conv/relu', 'inner/conv', 'inner']
+    """
+    parts = name.split("/")
+    yield from ("/".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
 def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:

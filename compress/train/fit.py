@@ -10,48 +10,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from compress.data.task import Task
+from compress.train.losses import Loss, keras_loss, targets
+from compress.train.optimizers import Adam, Optimizer, keras_optimizer
 from compress.train.schedules import Constant, Cosine, Schedule, learning_rate
+from compress.train.trainable import why_not_trained
 from deploy.errors import UserError, needs_extra
 from deploy.record import Record
-
-Positive = Annotated[float, Meta(gt=0)]
-
-
-class Adam(Record, frozen=True, tag_field="kind", tag="adam"):
-    """Kingma and Ba, "Adam" (2015)."""
-
-    learning_rate: Positive = 1e-3
-
-
-class AdamW(Record, frozen=True, tag_field="kind", tag="adamw"):
-    """Adam with decoupled weight decay: Loshchilov and Hutter (2019).
-
-    Kernels decay; biases and normalisation parameters do not.
-    """
-
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Meta(ge=0)] = 1e-2
-
-
-class Sgd(Record, frozen=True, tag_field="kind", tag="sgd"):
-    """Stochastic gradient descent with momentum."""
-
-    learning_rate: Positive = 1e-2
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0, got 0")
-
-
-class RmsProp(Record, frozen=True, tag_field="kind", tag="rmsprop"):
-    """Tieleman and Hinton, Coursera lecture 6.5 (2012)."""
-
-    learning_rate: Positive = 1e-3
-
-
-Optimizer = Adam | AdamW | Sgd | RmsProp
 
 
 class EarlyStopping(Record, frozen=True):
@@ -74,7 +38,7 @@ class Fit(Record, frozen=True):
     epochs: Annotated[int, Meta(ge=1)]
     batch_size: Annotated[int, Meta(ge=1)] = 128
     """The last batch of an epoch holds what is left."""
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    loss: Loss = "cross_entropy"
     """Of the probabilities: their negative logarithm at the right class, or the squared distance to
     the one-hot class, summed over the classes (Brier, 1950), which bounds what one wrong label can
     do."""
@@ -161,15 +125,21 @@ def fit(
         import tensorflow as tf
         import tf_keras
 
-    why_not = _why_not_trained(model, task, config)
+    why_not = _why_not_fitted(task, config) or why_not_trained(model, task)
     if why_not is not None:
         raise UserError(why_not)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(seed)
+    rate = learning_rate(
+        config.schedule,
+        config.optimizer.learning_rate,
+        epochs=config.epochs,
+        steps_per_epoch=config.steps_per_epoch(len(task.train)),
+    )
     model.compile(
-        optimizer=_keras_optimizer(config, config.steps_per_epoch(len(task.train))),
-        loss=_keras_loss(config),
+        optimizer=keras_optimizer(config.optimizer, rate),
+        loss=keras_loss(config.loss),
         metrics=["accuracy"],
     )
     run = _Run(model, config, on_epoch, keep_from)
@@ -178,10 +148,12 @@ def fit(
     )
     model.fit(
         task.train.x,
-        task.train.y,
+        targets(task, task.train.y),
         batch_size=config.batch_size,
         epochs=config.epochs,
-        validation_data=(task.validation.x, task.validation.y) if len(task.validation) else None,
+        validation_data=(task.validation.x, targets(task, task.validation.y))
+        if len(task.validation)
+        else None,
         callbacks=[*callbacks, watch],
         verbose=0,
     )
@@ -254,8 +226,8 @@ class _Run:
             )
 
 
-def _why_not_trained(model: Any, task: Task, config: Fit) -> str | None:
-    """Say why this model cannot be trained like this on this task, or None if it can."""
+def _why_not_fitted(task: Task, config: Fit) -> str | None:
+    """Say why this task cannot be learned like this, or None if it can."""
     if config.batch_size > len(task.train):
         return (
             f"batch_size: {config.batch_size} is more than the {len(task.train)} training samples "
@@ -266,61 +238,4 @@ def _why_not_trained(model: Any, task: Task, config: Fit) -> str | None:
             f"early_stopping: {config.early_stopping.metric} needs validation samples and "
             f"{task.name} has none; raise data.validation_fraction or leave early_stopping out"
         )
-    try:
-        outputs = model(task.train.x[:1], training=False)
-    except (ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        return (
-            f"model: does not take the samples of {task.name}, shape {task.input_shape}: {reason}"
-        )
-    shape = getattr(outputs, "shape", None)
-    if shape != (1, len(task.labels)):
-        return (
-            f"model: must give one output a class, {len(task.labels)} for {task.name}, "
-            f"got {f'shape {tuple(shape[1:])}' if shape is not None else 'several outputs'}"
-        )
-    total = float(sum(outputs[0]))
-    if not abs(total - 1) < 1e-2:
-        return (
-            f"model: outputs must be probabilities, got a sum of {total:.3g}; end it in a softmax"
-        )
     return None
-
-
-def _keras_loss(config: Fit) -> Any:
-    """Return the loss as Keras takes it, for classes that are counted from 0."""
-    if config.loss == "cross_entropy":
-        return "sparse_categorical_crossentropy"
-    import tensorflow as tf
-
-    def squared_error(y: Any, probabilities: Any) -> Any:
-        classes = tf.cast(tf.reshape(y, [-1]), tf.int32)
-        wanted = tf.one_hot(classes, probabilities.shape[-1], dtype=probabilities.dtype)
-        return tf.reduce_sum(tf.square(probabilities - wanted), axis=-1)
-
-    return squared_error
-
-
-def _keras_optimizer(config: Fit, steps_per_epoch: int) -> Any:
-    import tf_keras
-
-    optimizer = config.optimizer
-    rate = learning_rate(
-        config.schedule,
-        optimizer.learning_rate,
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-    )
-    match optimizer:
-        case Adam():
-            return tf_keras.optimizers.Adam(rate)
-        case AdamW():
-            adamw = tf_keras.optimizers.AdamW(rate, weight_decay=optimizer.weight_decay)
-            adamw.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
-            return adamw
-        case Sgd():
-            return tf_keras.optimizers.SGD(
-                rate, momentum=optimizer.momentum, nesterov=optimizer.nesterov
-            )
-        case RmsProp():
-            return tf_keras.optimizers.RMSprop(rate)

@@ -13,7 +13,7 @@ import pytest
 
 from compress import pipeline
 from compress.networks import PythonFunction
-from compress.recipe import parse_recipe
+from compress.recipe import parse_recipe, to_toml
 from compress.store import Store
 from deploy.bundle.make import bundle_run
 from deploy.bundle.opened import open_bundle
@@ -173,6 +173,18 @@ def test_pruned_zeros_are_in_the_bytes_of_the_quantized_model_too(finished):
         assert first.sparsity >= 0.5
     assert by_name["int8"].layers[0].bits == 8
     assert by_name["baseline"].layers[0].sparsity < 0.1
+
+
+def test_training_for_int8_keeps_the_zeros_of_the_pruned_parent_in_the_bytes(
+    finished, recipe, tmp_path
+):
+    step = 'kind = "quantize_aware"\nfine_tune = { epochs = 1, batch_size = 32 }'
+    text = f'[[variant]]\nname = "aware"\nfrom = "pruned"\n[variant.step]\n{step}\n'
+    results, heard = run(parse_recipe(to_toml(recipe) + text), tmp_path, finished[1])
+    made = {variant.name: variant for variant in results.variants}["aware"]
+    assert heard.made == ["aware"]
+    assert made.int8_layers == made.weighted_layers == 2
+    assert made.layers[0].sparsity >= 0.5
 
 
 def test_the_model_file_alone_says_how_to_preprocess_and_where_it_comes_from(finished):

@@ -93,6 +93,12 @@ MISTAKES = {
         HEAD + variant("int8", "baseline") + PRUNED.replace('"baseline"', '"int8"'),
         "step 'magnitude_prune' needs a Keras model, which 'int8' has no more after 'quantize_static'",
     ),
+    "pruned after training for int8": (
+        HEAD
+        + variant("aware", "baseline", '{ kind = "quantize_aware", fine_tune = { epochs = 1 } }')
+        + PRUNED.replace('"baseline"', '"aware"'),
+        "step 'magnitude_prune' needs a Keras model, which 'aware' has no more",
+    ),
     "quantized twice": (
         HEAD + variant("int8", "baseline") + variant("again", "int8", '{ kind = "float16" }'),
         "variant 'again': step 'float16' needs float32 weights, which 'int8' has no more",
@@ -100,6 +106,12 @@ MISTAKES = {
     "LiteRT from a quantized model": (
         HEAD + variant("int8", "baseline") + variant("lite", "int8", '{ kind = "litert" }'),
         "variant 'lite': step 'litert' needs a Keras model, which 'int8' has no more",
+    ),
+    "LiteRT from what was trained for int8 in ONNX Runtime": (
+        HEAD
+        + variant("aware", "baseline", '{ kind = "quantize_aware" }')
+        + variant("lite", "aware", '{ kind = "litert" }'),
+        "variant 'lite': step 'litert' needs a Keras model, which 'aware' has no more",
     ),
     "quantized after LiteRT": (
         HEAD + variant("lite", "baseline", '{ kind = "litert" }') + variant("int8", "lite"),

@@ -19,7 +19,8 @@ from compress.prune.magnitude import (
     sparsity_by_layer,
     why_not_pruned,
 )
-from compress.train.fit import Adam, EarlyStopping, Fit
+from compress.train.fit import EarlyStopping, Fit
+from compress.train.optimizers import Adam
 from deploy.errors import UserError
 
 layers = tf_keras.layers

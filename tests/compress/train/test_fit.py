@@ -6,7 +6,9 @@ import pytest
 import tf_keras
 
 from compress.data.task import Split
-from compress.train.fit import Adam, AdamW, EarlyStopping, EpochEnd, Fit, RmsProp, Sgd, fit
+from compress.train.fit import EarlyStopping, EpochEnd, Fit, fit
+from compress.train.losses import targets
+from compress.train.optimizers import Adam, AdamW, RmsProp, Sgd
 from compress.train.schedules import Cosine
 from deploy.errors import UserError
 
@@ -91,7 +93,8 @@ def test_early_stopping_keeps_the_best_epoch_and_stops_when_patience_is_over(tin
     accuracies = [epoch["val_accuracy"] for epoch in history.epochs]
     assert history.kept_epoch == 1 + int(np.argmax(accuracies))
     assert len(accuracies) == history.kept_epoch + 2 < 30
-    loss, _ = model.evaluate(tiny_task.validation.x, tiny_task.validation.y, verbose=0)
+    validation = tiny_task.validation.x, targets(tiny_task, tiny_task.validation.y)
+    loss, _ = model.evaluate(*validation, verbose=0)
     assert loss == pytest.approx(history.epochs[history.kept_epoch - 1]["val_loss"], abs=1e-6)
 
 
@@ -115,7 +118,8 @@ def test_the_best_weights_come_back_even_when_the_epochs_run_out_first(tiny_task
     )
     history = fit(model, tiny_task, config, seed=0)
     assert (history.kept_epoch, len(history.epochs)) == (1, 4)
-    loss, _ = model.evaluate(tiny_task.validation.x, tiny_task.validation.y, verbose=0)
+    validation = tiny_task.validation.x, targets(tiny_task, tiny_task.validation.y)
+    loss, _ = model.evaluate(*validation, verbose=0)
     assert loss == pytest.approx(history.epochs[0]["val_loss"], abs=1e-6)
     assert loss > history.epochs[-1]["val_loss"] + 0.01
 

@@ -1,0 +1,73 @@
+"""Proof that an int8 file holds what quantization-aware training has learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.errors import ParityError
+from deploy.graph import array_of, producers, weighted_nodes
+from deploy.session import open_model
+
+Array = npt.NDArray[Any]
+
+AGREEMENT = 0.995
+"""Share of the samples on which the file has to choose the class that Keras chooses."""
+_OFF_GRID = 0.05
+"""Steps by which a weight may lie beside the grid: float32 rounds its scale; half a step is lost."""
+
+
+def require_as_trained(quantized: Any, plain: Any, keras: Any, samples: Array) -> float:
+    """Return the share of samples on which the int8 file and the Keras model choose one class.
+
+    Rounding to int8 has ties, which Keras and ONNX Runtime break differently, and one value that
+    goes the other way moves the outputs by a step: outputs are not compared closer than that.
+
+    Args:
+        quantized: the int8 ``ModelProto``.
+        plain: the float ``ModelProto`` of the trained weights, which lie on the int8 grid.
+        keras: the model as it was trained, rounding its activations.
+        samples: preprocessed, ``(n, ...)``.
+
+    Raises:
+        ParityError: if a stored weight is another one than was trained, or the classes of more
+            than ``1 - AGREEMENT`` of the samples (of one sample, where they are few) differ.
+    """
+    _require_weights(quantized, plain)
+    opened = open_model(quantized.SerializeToString())
+    inputs = opened.cast(samples)
+    expected = np.asarray(keras.predict(samples, batch_size=256, verbose=0)).argmax(axis=-1)
+    batch = opened.fixed_batch or 256
+    runs = [opened.run(inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
+    got = np.concatenate(runs).argmax(axis=-1)
+    different = int((expected != got).sum())
+    if different > max(1, (1 - AGREEMENT) * expected.size):
+        raise ParityError(
+            f"the int8 file and the Keras model that was trained for it choose different classes "
+            f"for {different} of {expected.size} samples, more than {1 - AGREEMENT:.1%}"
+        )
+    return 1 - different / int(expected.size)
+
+
+def _require_weights(quantized: Any, plain: Any) -> None:
+    """Raise a ParityError for the first layer whose stored weights are others than were trained."""
+    trained = {found.node.name: array_of(found.weight) for found in weighted_nodes(plain.graph)}
+    made_by = producers(quantized.graph)
+    stored = {tensor.name: array_of(tensor) for tensor in quantized.graph.initializer}
+    for found in weighted_nodes(quantized.graph):
+        reader = made_by.get(found.node.input[1])
+        expected = trained.get(found.node.name)
+        if reader is None or reader.op_type != "DequantizeLinear" or expected is None:
+            continue
+        scale = stored[reader.input[1]].astype(np.float64)
+        axis = next((a.i for a in reader.attribute if a.name == "axis"), 1)
+        if scale.ndim and scale.size > 1:
+            scale = scale.reshape([-1 if a == axis else 1 for a in range(expected.ndim)])
+        steps = np.abs(stored[reader.input[0]].astype(np.float64) - expected / scale)
+        if steps.max(initial=0) > _OFF_GRID:
+            raise ParityError(
+                f"layer {found.node.name!r}: the int8 file holds weights up to {steps.max():.2g} "
+                "steps beside those that were trained"
+            )
