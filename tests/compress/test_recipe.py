@@ -109,7 +109,7 @@ MISTAKES = {
     ),
     "LiteRT from what was trained for int8 in ONNX Runtime": (
         HEAD
-        + variant("aware", "baseline", '{ kind = "quantize_aware" }')
+        + variant("aware", "baseline", '{ kind = "quantize_aware", fine_tune = { epochs = 1 } }')
         + variant("lite", "aware", '{ kind = "litert" }'),
         "variant 'lite': step 'litert' needs a Keras model, which 'aware' has no more",
     ),
