@@ -7,7 +7,6 @@ the FlatBuffer before it follows an offset in it; ``deploy.tflite`` has done so 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import threading
 from typing import Any
 
@@ -109,6 +108,8 @@ class LiteRt:
 
 def litert_version() -> str | None:
     """Return the installed release of LiteRT, or None."""
+    import importlib.metadata  # here: it takes longer to import than a small model to open
+
     try:
         return importlib.metadata.version(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:

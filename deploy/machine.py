@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -178,6 +176,8 @@ def _read(path: Path) -> str | None:
 
 
 def _sysctl(*names: str) -> str:
+    import subprocess  # here: opening a model needs none of it
+
     try:
         return subprocess.run(
             ["/usr/sbin/sysctl", *names], capture_output=True, text=True, timeout=10, check=False
@@ -209,6 +209,8 @@ def _load_average() -> float | None:
 
 def _other_versions() -> dict[str, str]:
     """Return the versions of lightship, unless run from a checkout, and of LiteRT, where it is."""
+    import importlib.metadata  # here: it takes longer to import than a small model to open
+
     found = {}
     for name in ("lightship", "ai-edge-litert"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

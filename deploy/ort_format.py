@@ -6,9 +6,6 @@ option can undo what was excluded from quantization.
 
 from __future__ import annotations
 
-import logging
-import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +44,8 @@ def to_ort(content: bytes, options: SessionOptions = SessionOptions()) -> bytes:
         ParityError: if a score differs by more than ``PARITY`` from the ONNX model's on random
             inputs.
     """
+    import tempfile  # here: who opens a bundle asks this room only whether bytes are an ORT file
+
     if is_ort(content[:8]):
         raise UserError("model: is in ORT format already; give the ONNX model")
     if is_tflite(content[:8]):
@@ -88,6 +87,10 @@ def required_operators(content: bytes) -> str:
     Raises:
         MissingExtraError: if ``flatbuffers`` is not installed, which comes with the extra.
     """
+    import logging
+    import tempfile
+    import warnings
+
     with needs_extra("compress"):
         import flatbuffers  # noqa: F401  # what the tool below reads the file with
     from onnxruntime.tools.ort_format_model import create_config_from_models

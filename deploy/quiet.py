@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 
 
@@ -16,6 +15,8 @@ def stderr_aside(*, drop: bool = False) -> Iterator[None]:
     Args:
         drop: do not print it then either, because the error says it all.
     """
+    import tempfile  # here: a device seldom needs it
+
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as caught:

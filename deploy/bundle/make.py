@@ -146,6 +146,7 @@ def bundle_run(
         session=SessionOptions(
             threads=results.session.threads,
             disabled_optimizers=results.session.disabled_optimizers,
+            arena=results.session.arena,
         ),
     )
     samples = EvalSet.load(run / "test.npz")

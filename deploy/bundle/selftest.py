@@ -12,6 +12,7 @@ import onnxruntime as ort
 from deploy.bundle.opened import Bundle, open_bundle
 from deploy.errors import BundleError, UserError
 from deploy.litert import litert_version
+from deploy.memory import is_short_of_memory
 from deploy.record import BundleId, Record
 
 
@@ -41,7 +42,8 @@ def selftest(path: Path, *, threads: int | None = None) -> Selftest:
     It passes if every sample gets its class, and every score is within the bundle's tolerance.
 
     Raises:
-        UserError: if nothing is there to test, or its runtime is missing or too old.
+        UserError: if nothing is there to test, its runtime is missing or too old to test it, or memory
+            is too short to open it, which says nothing of the bundle.
     """
     try:
         bundle = open_bundle(path)
@@ -51,10 +53,12 @@ def selftest(path: Path, *, threads: int | None = None) -> Selftest:
         model = bundle.session(threads)
         scores = model.scores(bundle.golden.x)
     except BundleError as error:
+        if is_short_of_memory(error):
+            raise
         return _failed(str(error), bundle)
     # The runtimes' exceptions share no base class below Exception.
     except Exception as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | MemoryError):
             raise
         return _failed(f"{path}: did not run: {' '.join(str(error).split())[:200]}", bundle)
     return _compared(bundle, scores, f"{model.runtime} {model.runtime_version}")
