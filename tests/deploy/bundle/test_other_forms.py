@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from deploy import load
 from deploy.bundle import needs
@@ -14,6 +15,8 @@ from deploy.bundle.needs import least_litert, operator_versions
 from deploy.bundle.opened import checked, open_bundle
 from deploy.bundle.selftest import selftest
 from deploy.bundle.unpack import to_bench
+from deploy.check.int8 import products
+from deploy.cli import cli
 from deploy.errors import BundleError, MissingExtraError, UserError
 from deploy.tflite import read_tflite
 from tests.deploy import tiny_tflite
@@ -123,6 +126,13 @@ def test_what_is_timed_of_a_litert_bundle_is_its_model(litert, tmp_path):
     assert file.suffix == ".tflite"
     assert file.read_bytes() == tflite()
     assert named.sha256 == open_bundle(litert).manifest.files[TFLITE].sha256
+
+
+def test_the_gate_takes_a_litert_bundle_and_counts_its_int8_layers_by_type(litert):
+    assert products(tflite(int8=True), np.zeros((1, 3), np.float32)).int8 == ("dense",)
+    assert products(tflite(), np.zeros((1, 3), np.float32)).floating == ("dense",)
+    result = CliRunner().invoke(cli, ["check", str(litert), "--max-size", "100kB"])
+    assert result.exit_code == 0, result.output
 
 
 def test_the_oldest_litert_is_read_from_what_the_converter_wrote_down():
