@@ -16,8 +16,10 @@ import numpy as np
 from compress.data.task import Task
 from compress.export.facts import layer_facts
 from compress.export.metadata import with_metadata
+from compress.export.to_tflite import with_metadata as with_tflite_metadata
 from compress.networks.named_layers import named_layers
 from deploy.errors import UserError
+from deploy.litert import litert_version
 from deploy.preprocess import Preprocess
 from deploy.record import (
     Artifact,
@@ -28,6 +30,8 @@ from deploy.record import (
     sha256_of,
 )
 from deploy.session import ModelMetadata, open_model
+from deploy.tflite import layer_facts as tflite_layer_facts
+from deploy.tflite import read_tflite
 
 _STACK = (
     "lightship",
@@ -84,6 +88,21 @@ def save_onnx(
     return _save_record("onnx", path, about, seed, layer_facts(onnx.load(str(path)), notes))
 
 
+def save_tflite(
+    content: bytes, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
+) -> Artifact:
+    """Write a ``.tflite`` model that says what it is, and its record; as ``save_onnx``.
+
+    LiteRT's release is among the versions, because it was part of the proof.
+    """
+    versions = {**about.versions, "ai-edge-litert": litert_version() or "not installed"}
+    said = msgspec.structs.replace(about, versions=versions)
+    described = with_tflite_metadata(content, said)
+    replace_file(path, lambda aside: aside.write_bytes(described))
+    layers = tflite_layer_facts(read_tflite(described), notes)
+    return _save_record("tflite", path, said, seed, layers)
+
+
 def save_keras(
     model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
 ) -> Artifact:
@@ -100,14 +119,14 @@ def save_keras(
 def preprocess_of(path: Path) -> Preprocess:
     """Return the preprocessing that a model file was made for.
 
-    An ONNX model of ours says it itself, a Keras model of ours in the record beside it.
+    An ONNX or ``.tflite`` model of ours says it itself, a Keras model of ours in the record beside it.
 
     Raises:
         UserError: if nothing says it, or the file or its record cannot be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a model")
-    if path.suffix == ".onnx":
+    if path.suffix in {".onnx", ".tflite"}:
         about = open_model(path).metadata
         if about.versions:
             return about.preprocess

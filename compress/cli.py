@@ -281,18 +281,75 @@ def prune(
 @cli.command()
 @click.argument("model", type=FILE)
 @data_options
-@click.option("--opset", type=int, help="Version of the ONNX operator set.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "tflite"]),
+    default="onnx",
+    show_default=True,
+    help="For ONNX Runtime, or for LiteRT.",
+)
+@click.option("--opset", type=int, help="For onnx: version of the operator set.")
+@click.option(
+    "--form",
+    type=click.Choice(["float", "dynamic", "int8"]),
+    help="For tflite: what it computes in.  [default: float]",
+)
 @trust_option
-@out_option("model.onnx")
+@click.option("--out", type=FILE, help="Where the result goes.  [default: model.FORMAT]")
 @json_option
 def export(
-    model: Path, opset: int | None, trust_code: bool, out: Path, as_json: bool, **options: Any
+    model: Path,
+    kind: str,
+    opset: int | None,
+    form: str | None,
+    trust_code: bool,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Turn a Keras MODEL into ONNX with the same numbers, proven on samples of the data.
+    """Turn a Keras MODEL into ONNX or LiteRT with the same numbers, proven on samples of the data.
+
+    The forms dynamic and int8 of LiteRT round: evaluate says what that costs.
 
     \b
     lightship export pruned.keras --data mnist-sample --out pruned.onnx
+    lightship export pruned.keras --data mnist-sample --format tflite --form int8 --out int8.tflite
     """
+    if (form is not None and kind == "onnx") or (opset is not None and kind == "tflite"):
+        raise UserError("lightship export: --form is for --format tflite, --opset for onnx")
+    place = out or Path(f"model.{kind}")
+    if kind == "tflite":
+        _export_tflite(model, form or "float", place, options, trust_code=trust_code, json=as_json)
+    else:
+        _export_onnx(model, opset, place, options, trust_code=trust_code, json=as_json)
+
+
+def _export_tflite(
+    model: Path, form: str, out: Path, options: dict[str, Any], *, trust_code: bool, json: bool
+) -> None:
+    from compress.artifacts import require_place, save_tflite
+    from compress.networks import load_keras
+    from compress.steps import LiteRtStep, litert_step, reasons_left_alone
+
+    require_place(out, suffix=".tflite", other_than=model)
+    step = _convert({"kind": "litert", "form": form}, LiteRtStep)
+    task = _task(options, like=model)
+    content = litert_step(load_keras(model, trust_code=trust_code), step, task)
+    about = _describe(task, step, parent=model)
+    notes = reasons_left_alone(None, step, content)
+    _done(out, save_tflite(content, out, about, seed=options["seed"], notes=notes), as_json=json)
+
+
+def _export_onnx(
+    model: Path,
+    opset: int | None,
+    out: Path,
+    options: dict[str, Any],
+    *,
+    trust_code: bool,
+    json: bool,
+) -> None:
     from compress.artifacts import require_place, save_onnx
     from compress.export.proven import Export
     from compress.export.proven import export as proven_export
@@ -306,7 +363,7 @@ def export(
         load_keras(model, trust_code=trust_code), settings, task.validation.x[:PARITY_SAMPLES]
     )
     about = _describe(task, {"kind": "export", **_builtins(settings)}, parent=model)
-    _done(out, save_onnx(exported, out, about, seed=options["seed"], notes={}), as_json=as_json)
+    _done(out, save_onnx(exported, out, about, seed=options["seed"], notes={}), as_json=json)
 
 
 @cli.command()
@@ -474,7 +531,7 @@ def _dry_run(recipe: Recipe, *, out: Path, store: Path, as_json: bool) -> None:
     if not as_json:
         click.echo(to_toml(recipe))
     stages = plan(recipe, load_task(recipe.data, seed=recipe.seed))
-    found = {name: Store(store).find(stage.onnx_key) for name, stage in stages.items()}
+    found = {name: Store(store).find(stage.model_key) for name, stage in stages.items()}
     if as_json:
         done = {name: folder is not None for name, folder in found.items()}
         print_json({"out": str(out), "recipe": _builtins(recipe), "done": done})

@@ -22,6 +22,7 @@ from compress.artifacts import (
     replace_file,
     save_keras,
     save_onnx,
+    save_tflite,
     stack_versions,
 )
 from compress.data.splits import load_task
@@ -33,11 +34,13 @@ from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeS
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,
+    LiteRtStep,
     Step,
     check_layer_names,
     epochs_of,
     exported,
     keras_step,
+    litert_step,
     onnx_step,
     reasons_left_alone,
 )
@@ -50,6 +53,7 @@ from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
 from deploy.evaluate import compare, evaluate, predict_classes
 from deploy.kernels import why_not_int8
+from deploy.litert import litert_version
 from deploy.machine import this_environment, this_target
 from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
 from deploy.report import write_report
@@ -58,7 +62,7 @@ from deploy.report.results import Data, Reproduce, Results, Training, read_resul
 from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
 
-_KERAS, _ONNX = "model.keras", "model.onnx"
+_KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
 _HISTORY, _MEASUREMENT = "history.json", "measurement.json"
 _VARIANTS = "variants"
 BEST = "best.lship"
@@ -77,7 +81,9 @@ _EXPORT_CODE = (
     "compress/artifacts.py",
     "compress/steps.py",
 )
+_LITERT_CODE = (*_EXPORT_CODE, "deploy/tflite.py", "deploy/litert.py")
 _QUANTIZE_CODE = (*_EXPORT_CODE[1:], "compress/quantize", "deploy/kernels.py")
+_RUNNING_CODE = ("deploy/session.py", "deploy/litert.py", "deploy/tflite.py")
 
 
 class Watcher(Protocol):
@@ -104,7 +110,8 @@ class Stage:
         parent: the variant it comes from; None for the baseline.
         step: what makes it; None for the baseline.
         keras_key: key of its Keras model; None after an ONNX step.
-        onnx_key: key of its ONNX model.
+        model_key: key of the model that ships.
+        file: the name of that model's file, by whose ending its format is known.
         epochs: epochs of training that making it takes.
     """
 
@@ -112,7 +119,8 @@ class Stage:
     parent: str | None
     step: Step | None
     keras_key: str | None
-    onnx_key: str
+    model_key: str
+    file: str
     epochs: int
 
 
@@ -126,6 +134,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
     common = {"data": data, "seed": recipe.seed, "versions": stack_versions()}
     training = {**common, "code": code_digest(*_TRAINING_CODE)}
     exporting = {**common, "code": code_digest(*_EXPORT_CODE)}
+    converting = {**common, "litert": litert_version(), "code": code_digest(*_LITERT_CODE)}
     quantizing = {**common, "code": code_digest(*_QUANTIZE_CODE)}
 
     def onnx_of(keras_key: str, step: Step | None) -> str:
@@ -145,30 +154,35 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             parent=None,
             step=None,
             keras_key=trained,
-            onnx_key=onnx_of(trained, None),
+            model_key=onnx_of(trained, None),
+            file=_ONNX,
             epochs=recipe.train.epochs if recipe.train else 0,
         )
     }
     for variant in recipe.variants:
         parent, step = stages[variant.parent], variant.step
-        keras_key = None
+        keras_key, file = None, _ONNX
         if isinstance(step, KerasStep):
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
             keras_key = key_of(made)
-            onnx_key = onnx_of(keras_key, step)
+            model_key = onnx_of(keras_key, step)
+        elif isinstance(step, LiteRtStep):
+            file = _TFLITE
+            model_key = key_of({"step": step, "parent": parent.keras_key, **converting})
         else:
             # A step that names no target aims at this machine, so the machine is part of the key.
             target = this_target()
-            made = {"step": step, "parent": parent.onnx_key, "target": target}
-            onnx_key = key_of({**made, **quantizing})
+            made = {"step": step, "parent": parent.model_key, "target": target}
+            model_key = key_of({**made, **quantizing})
         stages[variant.name] = Stage(
             name=variant.name,
             parent=variant.parent,
             step=step,
             keras_key=keras_key,
-            onnx_key=onnx_key,
+            model_key=model_key,
+            file=file,
             epochs=epochs_of(step),
         )
     return stages
@@ -208,11 +222,11 @@ def run(
         recipe=recipe, task=task, store=store, watcher=watcher, stages=plan(recipe, task)
     )
     making.check()
-    folders = {name: making.onnx(stage) for name, stage in making.stages.items()}
+    folders = {name: making.model(stage) for name, stage in making.stages.items()}
     finished = making.finished(folders)
     results = build_results(
         finished,
-        measurement=making.measurement(list(folders.values()), now=now, again=remeasure),
+        measurement=making.measurement(making.files(folders), now=now, again=remeasure),
         environment=this_environment(),
         session=recipe.bench.session,
         data=_data_facts(task),
@@ -261,7 +275,10 @@ class _Making:
         with needs_extra("report"):
             import jinja2  # noqa: F401  # the report comes last; what it needs is asked first
             import matplotlib.figure  # noqa: F401  # likewise
-        if all(self.store.find(stage.onnx_key) for stage in self.stages.values()):
+        if any(isinstance(stage.step, LiteRtStep) for stage in self.stages.values()):
+            with needs_extra("litert"):
+                import ai_edge_litert  # noqa: F401  # likewise
+        if all(self.store.find(stage.model_key) for stage in self.stages.values()):
             return
         model, _ = baseline(self.recipe.network, None, self.task, seed=self.recipe.seed)
         for stage in self.stages.values():
@@ -269,17 +286,19 @@ class _Making:
                 with _naming(stage.name):
                     check_layer_names(model, stage.step)
 
-    def onnx(self, stage: Stage) -> Path:
-        """Return the folder of a stage's ONNX model; make it if it is not there yet."""
-        found = self.store.find(stage.onnx_key)
+    def model(self, stage: Stage) -> Path:
+        """Return the folder of the model of a stage that ships; make it if it is not there yet."""
+        found = self.store.find(stage.model_key)
         if found is not None:
             self.watcher.ended(stage.name, reused=True)
             return found
         self.watcher.begins(stage.name, epochs=stage.epochs)
         # A Keras model is kept before it is exported: a kill in between costs no training.
         make = self._export if stage.keras_key else self._quantize
+        if isinstance(stage.step, LiteRtStep):
+            make = self._convert
         with _naming(stage.name):
-            folder = self.store.add(stage.onnx_key, lambda aside: make(stage, aside))
+            folder = self.store.add(stage.model_key, lambda aside: make(stage, aside))
         self.watcher.ended(stage.name, reused=False)
         return folder
 
@@ -343,47 +362,57 @@ class _Making:
         about = self._about(stage, parent)
         save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
 
+    def _convert(self, stage: Stage, folder: Path) -> None:
+        """Write ``model.tflite`` of a stage, made of its parent's Keras model, and its record."""
+        if stage.parent is None or not isinstance(stage.step, LiteRtStep):
+            raise ValueError(f"{stage.name} is not a LiteRT stage")
+        keras = self._keras(self.stages[stage.parent]) / _KERAS
+        content = litert_step(load_keras(keras, trust_code=self._trusted), stage.step, self.task)
+        notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
+        notes |= reasons_left_alone(None, stage.step, content)
+        about = self._about(stage, self._parent_onnx(stage))
+        save_tflite(content, folder / _TFLITE, about, seed=self.recipe.seed, notes=notes)
+
     def _parent_onnx(self, stage: Stage) -> Path | None:
         if stage.parent is None:
             return None
         parent = self.stages[stage.parent]
-        return (self.store.find(parent.onnx_key) or self.onnx(parent)) / _ONNX
+        return (self.store.find(parent.model_key) or self.model(parent)) / _ONNX
 
     def _about(self, stage: Stage, parent: Path | None) -> ModelMetadata:
         recipe, step = self.recipe, stage.step
         made = msgspec.to_builtins(step) if step else baseline_step(recipe.network, recipe.train)
         return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
 
-    def predictions(self, folder: Path) -> npt.NDArray[np.int64]:
+    def predictions(self, path: Path) -> npt.NDArray[np.int64]:
         """Return the classes that a model gives to the test samples, in the session that ships."""
         options = self.recipe.bench.session
         machine = msgspec.structs.replace(this_environment(), load_average=None)
-        model = sha256_of(folder / _ONNX)
+        model = sha256_of(path)
         parts = {"model": model, "data": self.task.digest, "session": options, "machine": machine}
-        code = code_digest("deploy/session.py", "deploy/evaluate.py", "deploy/preprocess.py")
+        code = code_digest(*_RUNNING_CODE, "deploy/evaluate.py", "deploy/preprocess.py")
         key = key_of({"kind": "predictions", **parts, "versions": stack_versions(), "code": code})
 
         def predict(aside: Path) -> None:
-            opened = open_model(folder / _ONNX, options)
+            opened = open_model(path, options)
             np.save(aside / "predictions.npy", predict_classes(opened, self.task.test.raw))
 
         found = self.store.find(key) or self.store.add(key, predict)
         predicted: npt.NDArray[np.int64] = np.load(found / "predictions.npy", allow_pickle=False)
         return predicted
 
-    def measurement(self, folders: Sequence[Path], *, now: datetime, again: bool) -> Measurement:
+    def measurement(self, models: Sequence[Path], *, now: datetime, again: bool) -> Measurement:
         """Time all models together, unless this very set was timed on this machine before.
 
         Args:
-            folders: where the models lie, in the order of the stages.
+            models: the files, in the order of the stages.
             now: when it is measured, if it is.
             again: measure in any case.
         """
-        models = [folder / _ONNX for folder in folders]
         machine = msgspec.structs.replace(this_environment(), load_average=None)
         named = {name: sha256_of(path) for name, path in zip(self.stages, models, strict=True)}
         parts = {"models": list(named.items()), "machine": machine}
-        code = code_digest("deploy/session.py", "deploy/bench.py", "deploy/bench_child.py")
+        code = code_digest(*_RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py")
         key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench, "code": code})
 
         def measure(aside: Path) -> None:
@@ -402,10 +431,17 @@ class _Making:
         found = self.store.find(key) or self.store.add(key, measure)
         return msgspec.json.decode((found / _MEASUREMENT).read_bytes(), type=Measurement)
 
+    def files(self, folders: Mapping[str, Path]) -> list[Path]:
+        """Return the models that ship, in the order of the stages."""
+        return [folders[name] / stage.file for name, stage in self.stages.items()]
+
     def finished(self, folders: Mapping[str, Path]) -> list[Finished]:
         """Return what is known of every variant, the test samples looked at once for each."""
         y, classes = self.task.test.y, len(self.task.labels)
-        predicted = {name: self.predictions(folder) for name, folder in folders.items()}
+        predicted = {
+            name: self.predictions(path)
+            for name, path in zip(self.stages, self.files(folders), strict=True)
+        }
 
         def against(name: str, reference: str | None) -> Comparison | None:
             if reference is None:
@@ -416,12 +452,12 @@ class _Making:
             Finished(
                 name=name,
                 parent=stage.parent,
-                artifact=read_record(folders[name] / _ONNX),
-                path=f"{_VARIANTS}/{name}/{_ONNX}",
+                artifact=read_record(folders[name] / stage.file),
+                path=f"{_VARIANTS}/{name}/{stage.file}",
                 evaluation=evaluate(predicted[name], y, classes=classes),
                 against_parent=against(name, stage.parent),
                 against_baseline=against(name, BASELINE if stage.parent else None),
-                audit=audit(folders[name] / _ONNX, self.recipe.bench.session, timed=False),
+                audit=audit(folders[name] / stage.file, self.recipe.bench.session, timed=False),
             )
             for name, stage in self.stages.items()
         ]
@@ -435,7 +471,7 @@ class _Making:
         for name, folder in folders.items():
             keras_key = self.stages[name].keras_key
             keras = self.store.find(keras_key) if keras_key else None
-            models = [folder / _ONNX, *([keras / _KERAS] if keras else [])]
+            models = [folder / self.stages[name].file, *([keras / _KERAS] if keras else [])]
             for file in (file for model in models for file in (model, record_path(model))):
                 replace_file(variants / name / file.name, partial(shutil.copyfile, file))
         for name in stale:

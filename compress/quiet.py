@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
+
+from deploy.quiet import stderr_aside
 
 _CHATTY = frozenset({"tensorflow", "tf_keras"})
 
@@ -39,27 +39,8 @@ class _Finder(importlib.abc.MetaPathFinder):
             execute = loader.exec_module
 
             def execute_silently(module: ModuleType) -> None:
-                with _stderr_aside():
+                with stderr_aside():
                     execute(module)
 
             loader.exec_module = execute_silently  # type: ignore[method-assign]  # this one loader
         return spec
-
-
-@contextlib.contextmanager
-def _stderr_aside() -> Iterator[None]:
-    """Catch what is written to file descriptor 2; print it only if the block fails."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            caught.seek(0)
-            os.write(terminal, caught.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)

@@ -16,7 +16,7 @@ from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.post_training import OnnxStep
-from compress.steps import KerasStep, Step
+from compress.steps import LiteRtStep, Step
 from compress.train.fit import Fit
 from deploy.bench import Bench
 from deploy.errors import UserError
@@ -156,9 +156,12 @@ def _in_order(variants: tuple[Variant, ...], *, where: str) -> tuple[Variant, ..
 
 def _why_not_after(variant: Variant, parent: Variant | None) -> str | None:
     """Say why a step cannot run on what its parent gives, or None if it can."""
-    if parent is None or not isinstance(parent.step, OnnxStep | QuantizeAware):
+    if parent is None or not isinstance(parent.step, OnnxStep | LiteRtStep | QuantizeAware):
         return None
-    needs = "a Keras model" if isinstance(variant.step, KerasStep) else "float32 weights"
+    needs = "a Keras model"
+    if isinstance(variant.step, OnnxStep):
+        lost = isinstance(parent.step, LiteRtStep)
+        needs = "an ONNX model" if lost else "float32 weights"
     return (
         f"step {_kind(variant.step)!r} needs {needs}, which {parent.name!r} has no more after "
         f"{_kind(parent.step)!r}; take it from a variant before that step"

@@ -11,6 +11,7 @@ from typing_extensions import assert_never
 from compress.data.task import Task
 from compress.export.parity import require_parity
 from compress.export.proven import Export, export
+from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
 from compress.prune.magnitude import (
     MagnitudePrune,
@@ -48,12 +49,15 @@ from deploy.machine import this_target
 KerasStep = MagnitudePrune | FoldBatchNorm | QuantizeAware
 """Steps that take a Keras model and give one."""
 
+LiteRtStep = LiteRt
+"""Steps that take a Keras model and give the bytes of a ``.tflite`` file."""
+
 PARITY_SAMPLES = 256
 """Real samples on which an export must agree with Keras."""
 _FOLD_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
-Step = KerasStep | OnnxStep
+Step = KerasStep | OnnxStep | LiteRtStep
 """Every step; ``OnnxStep`` are those that take an ONNX model and give one."""
 
 
@@ -126,6 +130,15 @@ def onnx_step(model: Any, step: OnnxStep, task: Task) -> Any:
             assert_never(step)
 
 
+def litert_step(model: Any, step: LiteRtStep, task: Task) -> bytes:
+    """Return what a step makes of a tf-keras model, which is left alone: a ``.tflite`` file."""
+    match step:
+        case LiteRt():
+            return to_tflite(model, step, task)
+        case _:
+            assert_never(step)
+
+
 def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
     """Return why layers are not what the step makes of layers, by layer name.
 
@@ -134,7 +147,7 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
     Args:
         original: the model that the step was given.
         step: the step.
-        made: the model that the step gave.
+        made: the model that the step gave, for LiteRT its bytes.
     """
     match step:
         case MagnitudePrune():
@@ -152,6 +165,8 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
         case ToFloat16() | WeightOnly():
             return {}
+        case LiteRt():
+            return reasons_in_float(made, step)
         case _:
             assert_never(step)
 
@@ -178,7 +193,7 @@ def check_layer_names(model: Any, step: Step) -> None:
                     raise UserError(
                         f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
                     )
-        case FoldBatchNorm() | QuantizeDynamic() | ToFloat16() | WeightOnly():
+        case FoldBatchNorm() | QuantizeDynamic() | ToFloat16() | WeightOnly() | LiteRt():
             return
         case _:
             assert_never(step)

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from deploy.errors import needs_extra
+from deploy.errors import UserError, needs_extra
 from deploy.graph import Weighted, consumers, depthwise, macs_by_node, producers, weighted_nodes
 from deploy.kernels import INT8_OPERATORS, kernels_of, obstacle, optimized
 from deploy.machine import this_target
 from deploy.record import Record, SessionOptions
 from deploy.session import open_model, ort_options
+from deploy.tflite import computes_in_int8, is_tflite, layer_name, macs_of, read_tflite
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput"})
@@ -68,7 +69,8 @@ class Audit(Record, frozen=True):
 
     model: str
     against: str | None
-    onnxruntime: str
+    onnxruntime: str | None
+    """Release of the runtime that was asked; null where ``litert`` is told."""
     target: str
     session: SessionOptions
     layers: tuple[AuditedLayer, ...]
@@ -87,6 +89,9 @@ class Audit(Record, frozen=True):
     times: Times | None
     reference_times: Times | None
     verdict: str
+    litert: str | None = None
+    """Release of LiteRT, for a ``.tflite`` file: then int8 is read from the types in the file, by
+    which LiteRT chooses its kernels, and nothing is timed layer by layer."""
 
     @property
     def int8_macs_share(self) -> float | None:
@@ -110,17 +115,28 @@ def audit(
     takes. Both models run interleaved on random inputs, in several sessions. A speed-up with an
     interval comes from ``bench``.
 
+    Of a ``.tflite`` file the graph is that of the file: LiteRT shows neither another nor times.
+
     Args:
-        path: an ONNX file with one input and one output.
+        path: an ONNX or ``.tflite`` file with one input and one output.
         options: how the model is opened.
         against: a second model to time beside it, as its float form; layers are paired by name.
         timed: whether to run the model at all; reading the graph takes milliseconds.
         seed: of the random inputs.
 
     Raises:
-        UserError: if a file is missing or no model that ``open_model`` takes.
+        UserError: if a file is missing or no model that ``open_model`` takes, or ``against`` is
+            given and one of the two is a ``.tflite`` file.
         MissingExtraError: if ``onnx`` is not installed, as on a device.
     """
+    for file in (path, against):
+        if file is not None and file.is_file() and is_tflite(file.read_bytes()[:8]):
+            if against is not None:
+                raise UserError(
+                    f"{file}: LiteRT has no profiler to time layers with; audit it alone, and "
+                    "compare whole models with lightship bench"
+                )
+            return _audit_tflite(path, options)
     model = _load(path, options)
     running = optimized(model, options=options)
     reference = _load(against, options) if against else None
@@ -174,6 +190,53 @@ def audit(
         **_graph_facts(model, running),
     )
     return Audit(**{**_fields(unjudged), "verdict": _verdict(unjudged)})
+
+
+def _audit_tflite(path: Path, options: SessionOptions) -> Audit:
+    opened = open_model(path, options)
+    model = read_tflite(path.read_bytes())
+    layers = []
+    for op, weight in model.weighted():
+        int8 = computes_in_int8(model, op, weight)
+        layers.append(
+            AuditedLayer(
+                name=layer_name(op, model, weight),
+                kind=op.kind,
+                macs=macs_of(model, op, weight),
+                kernel=op.kind,
+                int8=int8,
+                why_not=None if int8 else f"its weights are {weight.dtype} where it multiplies",
+                remedy=None if int8 else 'convert with form = "int8"',
+                time_us=None,
+                reference_us=None,
+            )
+        )
+    macs = sum(layer.macs or 0 for layer in layers)
+    in_int8 = sum(layer.macs or 0 for layer in layers if layer.int8)
+    count, share = sum(layer.int8 for layer in layers), in_int8 / macs if macs else 0.0
+    return Audit(
+        model=str(path),
+        against=None,
+        onnxruntime=None,
+        litert=opened.runtime_version,
+        target=this_target(),
+        session=options,
+        layers=tuple(layers),
+        macs=macs,
+        int8_macs=in_int8,
+        int8_layers=count,
+        conversions=sum(op.kind in {"QUANTIZE", "DEQUANTIZE"} for op in model.operators),
+        pairs_left=0,
+        layout_changes=0,
+        float_islands=(),
+        times=None,
+        reference_times=None,
+        verdict=(
+            f"{count} of {len(layers)} layers with weights multiply int8 ({share:.1%} of the "
+            "MACs), by the types in the file; LiteRT does not tell its kernels or their times: "
+            "see lightship bench"
+        ),
+    )
 
 
 def _kind(found: Weighted) -> str:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from deploy.errors import UserError
 from deploy.memory import DoesNotFitError, limited_memory, peak_rss_bytes
 from deploy.record import Record, SessionOptions
-from deploy.session import Model, open_model
+from deploy.session import Model, open_model, random_inputs
 
 STEADY_WITHIN = 0.05
 _WARM_UP_WINDOWS = 20
@@ -164,20 +164,6 @@ def _inputs(model: Model, conditions: Conditions, batch: int) -> npt.NDArray[Any
         )
     rows = np.arange(batch) % len(given)
     return np.ascontiguousarray(model.cast(given[rows]))
-
-
-def random_inputs(model: Model, batch: int, *, seed: int) -> npt.NDArray[Any]:
-    """Return inputs ``(batch, ...)`` of the model's type: uniform in [0, 1), bytes, or 0 and 1.
-
-    Integers wider than a byte are likely codes that index a table, of which 0 and 1 surely exist.
-    """
-    rng = np.random.default_rng(seed)
-    shape = (batch, *model.input_shape)
-    if model.input_dtype.kind == "f":
-        return rng.random(shape, dtype=np.float32).astype(model.input_dtype)
-    if model.input_dtype.itemsize == 1:
-        return rng.integers(0, 256, shape, dtype=np.uint8).view(model.input_dtype)
-    return rng.integers(0, 2, shape).astype(model.input_dtype)
 
 
 @dataclass(slots=True, kw_only=True)

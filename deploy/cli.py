@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -200,12 +200,12 @@ def bench_command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Time MODELS, ONNX files or bundles, against the first, in many sessions and processes.
+    """Time MODELS, ONNX or .tflite files or bundles, against the first, in many sessions and processes.
 
     The JSON names the bytes that were timed: lightship report --add shows it beside a run.
 
     \b
-    lightship bench baseline.onnx int8.onnx
+    lightship bench baseline.onnx int8.onnx int8.tflite
     lightship bench model.lship --json > pi4.json
     lightship bench --on pi@pi4.local model.lship --out pi4.json
     """
@@ -485,9 +485,15 @@ def report_command(run: Path, added: tuple[Path, ...], as_json: bool) -> None:
     "--out",
     "-o",
     type=FILE_OR_FOLDER,
-    default="model.lship",
+    help="A .lship file, or else a folder.  [default: model.lship; for Triton, repository]",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["as-is", "ort", "triton"]),
+    default="as-is",
     show_default=True,
-    help="A .lship file, or else a folder.",
+    help="The model as it is, in ORT format, or a folder in a Triton model repository.",
 )
 @click.option("--name", help="What the bundle is called.  [default: run and variant]")
 @click.option("--model-version", default="1.0.0", show_default=True, help="Its semantic version.")
@@ -501,7 +507,8 @@ def bundle_command(
     source: Path,
     variant: str | None,
     data: Path | None,
-    out: Path,
+    out: Path | None,
+    form: Literal["as-is", "ort", "triton"],
     name: str | None,
     model_version: str,
     licence: str,
@@ -509,40 +516,96 @@ def bundle_command(
     trust_model: bool,
     as_json: bool,
 ) -> None:
-    """Pack what a device needs of SOURCE, a finished run or a single ONNX model, into one file.
+    """Pack what a device needs of SOURCE, a finished run or a single model, into one file.
+
+    A single model is an ONNX or a .tflite file. For Triton, --out is its model repository.
 
     \b
     lightship bundle runs/demo -o model.lship
     lightship bundle runs/demo --variant int8 -o int8.lship
     lightship bundle pruned.onnx --data test.npz -o pruned.lship
+    lightship bundle runs/demo --variant int8 --format triton -o repository
     """
+    import tempfile
+
     from deploy.bundle.make import Label, bundle_model, bundle_run
     from deploy.bundle.signature import load_private_key, write_signature
+    from deploy.bundle.triton import write_triton
     from deploy.record import SessionOptions
 
     label = Label(name=name, version=model_version, licence=licence)
     key = load_private_key(sign) if sign else None
-    if source.is_dir():
-        if data is not None:
-            raise UserError(f"--data: {source} is a run and has its own test samples; leave it out")
-        bundle = bundle_run(source, out, variant=variant, label=label)
-    elif data is None or variant is not None:
-        raise UserError(
-            f"{source}: a single model needs --data and no --variant; give the run's folder for "
-            "what was measured in a run"
-        )
-    else:
-        require_harmless_models(trust_model, SessionOptions(), source)
-        bundle = bundle_model(source, data, out, label=label)
+    if key is not None and form == "triton":
+        raise UserError("--sign: signs a bundle; Triton's layout has no place for a signature")
+    kind: Literal["as-is", "ort"] = "ort" if form == "ort" else "as-is"
+    with tempfile.TemporaryDirectory(prefix="lightship-bundle-") as scratch:
+        place = out or Path("model.lship")
+        if form == "triton":
+            place = Path(scratch, "model.lship")
+        if source.is_dir():
+            if data is not None:
+                raise UserError(
+                    f"--data: {source} is a run and has its own test samples; leave it out"
+                )
+            bundle = bundle_run(source, place, variant=variant, label=label, form=kind)
+        elif data is None or variant is not None:
+            raise UserError(
+                f"{source}: a single model needs --data and no --variant; give the run's folder for "
+                "what was measured in a run"
+            )
+        else:
+            require_harmless_models(trust_model, SessionOptions(), source)
+            bundle = bundle_model(source, data, place, label=label, form=kind)
+        if form == "triton":
+            place = write_triton(bundle, out or Path("repository"))
     if key is not None:
-        write_signature(out, bundle.manifest.name, key)
+        write_signature(place, bundle.manifest.name, key)
     if as_json:
-        print_json({"path": str(out), "bundle": bundle.id, "manifest": bundle.manifest})
+        print_json({"path": str(place), "bundle": bundle.id, "manifest": bundle.manifest})
         return
-    files = [out] if out.is_file() else sorted(out.iterdir())
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
     size_bytes = sum(file.stat().st_size for file in files)
     said = bundle.manifest
-    click.echo(f"{out}  {said.name} {said.version}, {size_bytes:,} bytes")
+    click.echo(f"{place}  {said.name} {said.version}, {size_bytes:,} bytes")
+    if form == "triton":
+        click.echo("preprocessing is not part of a model in Triton: README.md says what to send")
+
+
+@cli.command("convert")
+@click.argument("model", type=FILE)
+@click.option(
+    "--out", "-o", type=FILE, default="model.ort", show_default=True, help="Where the result goes."
+)
+@json_option
+def convert_command(model: Path, out: Path, as_json: bool) -> None:
+    """Turn an ONNX MODEL into ORT format, for a reduced build of ONNX Runtime, same answers.
+
+    Beside it goes OUT.config, the operators and types that the build has to include:
+    build.py --include_ops_by_config OUT.config --enable_reduced_operator_type_support
+
+    \b
+    lightship convert int8.onnx -o int8.ort
+    """
+    from deploy.bundle.container import write_whole
+    from deploy.ort_format import required_operators, to_ort
+
+    if out.suffix != ".ort":
+        raise UserError(f"--out: must end in .ort, got {out}")
+    if not model.is_file():
+        raise UserError(f"{model}: no such file; give an ONNX model")
+    content = model.read_bytes()
+    try:
+        converted = to_ort(content)
+    except UserError as error:
+        raise UserError(str(error).replace("model:", f"{model}:", 1)) from error
+    operators = required_operators(converted)
+    config = out.with_name(out.name + ".config")
+    for path, made in ((out, converted), (config, operators.encode())):
+        write_whole(path, made)
+    if as_json:
+        print_json({"path": str(out), "size_bytes": len(converted), "operators": operators})
+        return
+    click.echo(f"{out}  {len(converted):,} bytes, {len(content):,} as ONNX; {config}")
 
 
 @cli.command("selftest")

@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     ),
     "report": ("matplotlib", "jinja2"),
     "images": ("PIL",),
+    "litert": ("ai_edge_litert",),
 }
 """The modules that each extra brings."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping
@@ -149,7 +150,7 @@ def this_environment() -> Environment:
         load_average=_load_average(),
         os=platform.platform(),
         python=platform.python_version(),
-        versions={"numpy": np.__version__, "onnxruntime": ort.__version__, **_own_version()},
+        versions={"numpy": np.__version__, "onnxruntime": ort.__version__, **_other_versions()},
     )
 
 
@@ -207,10 +208,12 @@ def _load_average() -> float | None:
         return None
 
 
-def _own_version() -> dict[str, str]:
+def _other_versions() -> dict[str, str]:
+    """Return the versions of lightship, unless run from a checkout, and of LiteRT, where it is."""
     import importlib.metadata  # here: it takes longer to import than a small model to open
 
-    try:
-        return {"lightship": importlib.metadata.version("lightship")}
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return {}
+    found = {}
+    for name in ("lightship", "ai-edge-litert"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

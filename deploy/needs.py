@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.errors import UserError
+from deploy.tflite import Tflite
 
 _DEEPEST = 32
 """Graphs inside graphs; real models have a handful."""
@@ -34,6 +35,9 @@ _RELEASES = (
     ("1.17", 20, 9),
     ("1.18", 21, 10),
 )
+_LITERT_BEGAN = (2, 18)
+_OLDEST_LITERT = "1.4"
+"""What the extra asks for: the oldest that was tried; 1.0 does not load beside numpy 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,31 @@ def least_onnxruntime(facts: GraphFacts, opened_by: str) -> str:
             if facts.opsets.get("", 0) <= opset and facts.ir_version <= ir_version:
                 return release
     return ".".join(opened_by.split(".")[:2])
+
+
+def least_litert(model: Tflite, opened_by: str) -> str:
+    """Return the oldest release of LiteRT that is known to read a model.
+
+    The converter writes down the release of TensorFlow Lite that its operators need. LiteRT went on
+    from 2.18 of it.
+
+    Args:
+        model: the file.
+        opened_by: the release that did open it; the answer where the file tells nothing older.
+    """
+    said = model.metadata.get("min_runtime_version", b"").rstrip(b"\0").decode("ascii", "replace")
+    parts = [int(part) for part in said.split(".")[:2] if part.isdigit()]
+    if len(parts) == 2 and tuple(parts) <= _LITERT_BEGAN:
+        return _OLDEST_LITERT
+    return ".".join(opened_by.split(".")[:2])
+
+
+def operator_versions(model: Tflite) -> dict[str, int]:
+    """Return the operators of a model by name, each with the newest version of it there."""
+    found: dict[str, int] = {}
+    for op in sorted(model.operators, key=lambda op: (op.kind, op.version)):
+        found[op.kind] = op.version
+    return found
 
 
 def _graph(graph: memoryview, seen: _Seen, depth: int) -> None:

@@ -54,7 +54,7 @@ class LayerFacts(Record, frozen=True):
 class Artifact(Record, frozen=True):
     """A model file: what its bytes are, and how they came to be."""
 
-    format: Literal["keras", "onnx"]
+    format: Literal["keras", "onnx", "tflite"]
     sha256: str
     size_bytes: int
     gzip_bytes: int
@@ -180,7 +180,7 @@ class Benched(Record, frozen=True):
     path: str
     """The file or bundle, as its user wrote it."""
     sha256: str
-    """Of the ONNX model, also where it came in a bundle."""
+    """Of the model file, also where it came in a bundle."""
     bundle: BundleId | None
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from deploy.errors import UserError
+from deploy.errors import MissingExtraError, UserError
+from deploy.litert import LiteRt, litert_version
 from deploy.machine import usable_cores
 from deploy.preprocess import Op, apply
 from deploy.record import Record, SessionOptions
+from deploy.tflite import is_tflite
 
 _PREFIX = "lightship."
+Runtime = Literal["ONNX Runtime", "LiteRT"]
 _THREADS_PER_CORE = 4
 """More never helps; fewer would forbid to see on a small machine that more does not help."""
 
@@ -60,11 +63,45 @@ class ModelMetadata(Record, frozen=True):
             ) from error
 
 
+class _OnnxRuntime:
+    """An open ONNX or ORT model with one input and one output, as ``LiteRt`` is one of LiteRT's."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise UserError(
+                f"needs a model with one input and one output, got {len(inputs)} and {len(outputs)}"
+            )
+        dtype = _NUMPY_TYPES.get(inputs[0].type)
+        if dtype is None:
+            raise UserError(f"input type {inputs[0].type} is not supported")
+        batch, *sample = inputs[0].shape or [0]
+        if (isinstance(batch, int) and batch != 1) or not all(isinstance(n, int) for n in sample):
+            raise UserError(
+                "the input needs a free batch axis (or one of 1) in front "
+                f"and no other free axis, got shape {inputs[0].shape}"
+            )
+        self.session = session
+        self.input_name: str = inputs[0].name
+        self.input_shape: tuple[int, ...] = tuple(sample)
+        self.input_dtype: np.dtype[Any] = np.dtype(dtype)
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        self.output_name: str = outputs[0].name
+        self.props: dict[str, str] = session.get_modelmeta().custom_metadata_map
+
+    def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the output ``(n, ...)`` for inputs ``(n, ...)`` of the input's type."""
+        (output,) = self.session.run([self.output_name], {self.input_name: inputs})
+        return np.asarray(output)
+
+
 class Model:
-    """An open model with one input and one output of class scores.
+    """An open model with one input and one output of class scores, in ONNX Runtime or LiteRT.
 
     Attributes:
         where: the file, as its user wrote it; errors begin with it.
+        runtime: what runs it, as errors name it.
+        runtime_version: the release of that.
         input_name: name of the graph's input.
         input_shape: shape of one sample, without the batch axis.
         input_dtype: element type of the input.
@@ -73,45 +110,29 @@ class Model:
         metadata: what the file says of itself.
     """
 
-    def __init__(self, session: ort.InferenceSession, where: str) -> None:
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise UserError(
-                f"{where}: needs a model with one input and one output, "
-                f"got {len(inputs)} and {len(outputs)}"
-            )
-        dtype = _NUMPY_TYPES.get(inputs[0].type)
-        if dtype is None:
-            raise UserError(f"{where}: input type {inputs[0].type} is not supported")
-        batch, *sample = inputs[0].shape or [0]
-        if (isinstance(batch, int) and batch != 1) or not all(isinstance(n, int) for n in sample):
-            raise UserError(
-                f"{where}: the input needs a free batch axis (or one of 1) in front "
-                f"and no other free axis, got shape {inputs[0].shape}"
-            )
-        self._session = session
+    def __init__(self, engine: _OnnxRuntime | LiteRt, where: str) -> None:
+        self._engine = engine
         self.where = where
-        self.input_name: str = inputs[0].name
-        self.input_shape: tuple[int, ...] = tuple(sample)
-        self.input_dtype: np.dtype[Any] = np.dtype(dtype)
-        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
-        self.output_name: str = outputs[0].name
-        try:
-            self.metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        litert = isinstance(engine, LiteRt)
+        self.runtime: Runtime = "LiteRT" if litert else "ONNX Runtime"
+        self.runtime_version: str = (litert_version() or "") if litert else ort.__version__
+        self.input_name = engine.input_name
+        self.input_shape = engine.input_shape
+        self.input_dtype = engine.input_dtype
+        self.fixed_batch = engine.fixed_batch
+        self.output_name = engine.output_name
+        self.metadata = ModelMetadata.from_props(engine.props)
 
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the output ``(n, ...)`` for preprocessed inputs ``(n, ...)``."""
-        (output,) = self._session.run([self.output_name], {self.input_name: inputs})
-        return np.asarray(output)
+        return self._engine.run(inputs)
 
     def scores(self, samples: npt.NDArray[Any], *, batch: int = 256) -> npt.NDArray[Any]:
         """Preprocess raw samples as the model's own spec says and return the outputs ``(n, ...)``.
 
         Raises:
             UserError: if there are no samples, they are not what the model takes once they are
-                preprocessed, or ONNX Runtime fails on them.
+                preprocessed, or the runtime fails on them.
         """
         if len(samples) == 0:
             raise UserError(f"{self.where}: there are no samples to run")
@@ -127,10 +148,10 @@ class Model:
             fitting = self.cast(inputs, first=start)
             try:
                 outputs.append(self.run(fitting))
-            # The exceptions of ONNX Runtime's C extension share no base class below Exception.
+            # The exceptions of the runtimes' C extensions share no base class below Exception.
             except Exception as error:
                 raise UserError(
-                    f"{self.where}: ONNX Runtime cannot run it: {_reason(error)}"
+                    f"{self.where}: {self.runtime} cannot run it: {_reason(error)}"
                 ) from error
         return np.concatenate(outputs)
 
@@ -178,6 +199,20 @@ def _lost(inputs: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool
     else:
         lost = (inputs < limits.min) | (inputs > limits.max)
     return lost if lost.any() else None
+
+
+def random_inputs(model: Model, batch: int, *, seed: int) -> npt.NDArray[Any]:
+    """Return inputs ``(batch, ...)`` of the model's type: uniform in [0, 1), bytes, or 0 and 1.
+
+    Integers wider than a byte are likely codes that index a table, of which 0 and 1 surely exist.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (batch, *model.input_shape)
+    if model.input_dtype.kind == "f":
+        return rng.random(shape, dtype=np.float32).astype(model.input_dtype)
+    if model.input_dtype.itemsize == 1:
+        return rng.integers(0, 256, shape, dtype=np.uint8).view(model.input_dtype)
+    return rng.integers(0, 2, shape).astype(model.input_dtype)
 
 
 def require_startable(threads: int) -> None:
@@ -229,40 +264,74 @@ def why_not_mapped(source: Path | bytes) -> str | None:
 
 
 def open_model(source: Path | bytes, options: SessionOptions = SessionOptions()) -> Model:
-    """Open an ONNX model on the CPU with the options that ship.
+    """Open a model on the CPU with the options that ship.
+
+    The bytes say what it is: ``.tflite`` goes to LiteRT, everything else to ONNX Runtime.
 
     Args:
         source: a file, or the bytes of one.
-        options: how to open it.
+        options: how to open it; optimizers are ONNX Runtime's alone.
 
     Raises:
         UserError: if there are too many threads for this machine, or if the file is missing, is no
-            model that ONNX Runtime accepts, has more than one input or output, has names or
+            model that its runtime accepts, has more than one input or output, or has names or
             metadata that do not decode, or is to be mapped and cannot be.
+        MissingExtraError: if it is a ``.tflite`` file and LiteRT is not installed.
     """
     where = str(source) if isinstance(source, Path) else "model"
     if isinstance(source, Path) and not source.is_file():
-        raise UserError(f"{where}: no such file; give an ONNX model")
+        raise UserError(f"{where}: no such file; give an ONNX model, or a .tflite one")
     why_not = why_not_mapped(source) if options.mmap else None
     if why_not is not None:
         raise UserError(f"{where}: mmap: {why_not}; open it without")
+    runtime: Runtime = "LiteRT" if is_tflite(_start_of(source)) else "ONNX Runtime"
+    require_startable(options.threads)
+    try:
+        engine = (
+            LiteRt(_content_of(source), threads=options.threads)
+            if runtime == "LiteRT"
+            else _OnnxRuntime(_open_session(source, options))
+        )
+        return Model(engine, where)
+    except MissingExtraError:
+        raise
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: holds names or metadata that are no text ({error}); the file is damaged, "
+            f"make it again"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    # The exceptions of LiteRT's C extension: ValueError on opening, RuntimeError on preparing.
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {runtime} cannot open it: {_reason(error)}") from error
+
+
+def _open_session(source: Path | bytes, options: SessionOptions) -> ort.InferenceSession:
     settings = ort_options(options)
     try:
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             str(source) if isinstance(source, Path) else source,
             sess_options=settings,
             providers=["CPUExecutionProvider"],
         )
     # The exceptions of ONNX Runtime's C extension share no base class below Exception.
     except Exception as error:
-        raise UserError(f"{where}: ONNX Runtime cannot open it: {_reason(error)}") from error
+        raise UserError(f"ONNX Runtime cannot open it: {_reason(error)}") from error
+
+
+def _start_of(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:8]
     try:
-        return Model(session, where)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: holds names or metadata that are no text ({error}); the file is damaged, "
-            f"make it again"
-        ) from error
+        with source.open("rb") as file:
+            return file.read(8)
+    except OSError:  # its runtime will say what is wrong
+        return b""
+
+
+def _content_of(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def _reason(error: Exception) -> str:

@@ -102,3 +102,31 @@ def _role(node: Any, index: int) -> str:
     formal = onnx.defs.get_schema(node.op_type, domain=node.domain).inputs
     # The last formal input of a variadic operator stands for all that follow.
     return str(formal[min(index, len(formal) - 1)].name).lower()
+
+
+def layer_scopes(model: Any) -> dict[str, str]:
+    """Return the TensorFlow scope of every layer, also of nested models, with the layer's name.
+
+    A BatchNormalization that follows a convolution bears the convolution's name: tf2onnx folds it,
+    and of a depthwise convolution with a bias it keeps no other trace.
+    """
+    scopes: dict[str, str] = {}
+
+    def visit(parent: Any, scope: str, prefix: str) -> None:
+        for layer in parent.layers:
+            named = _folded_into(layer) or layer
+            scopes[f"{scope}/{layer.name}"] = prefix + named.name
+            if getattr(layer, "layers", None):
+                visit(layer, f"{scope}/{layer.name}", f"{prefix}{layer.name}/")
+
+    visit(model, model.name, "")
+    return scopes
+
+
+def _folded_into(layer: Any) -> Any:
+    """Return the convolution whose output alone a BatchNormalization reads, or None."""
+    if type(layer).__name__ != "BatchNormalization" or len(layer.inbound_nodes) != 1:
+        return None
+    previous = layer.inbound_nodes[0].inbound_layers
+    is_convolution = not isinstance(previous, list) and "Conv" in type(previous).__name__
+    return previous if is_convolution else None

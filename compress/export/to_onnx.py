@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.export.names import named_after_layers
+from compress.export.names import layer_scopes, named_after_layers
 from compress.export.tidy import tidy
 from compress.networks.named_layers import named_layers
 from deploy.errors import UserError, needs_extra
@@ -36,7 +36,7 @@ def to_onnx(model: Any, *, opset: int = 17) -> Any:
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UserError(f"opset: must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
-    why_not = _why_not_exported(model)
+    why_not = why_not_exported(model)
     if why_not is not None:
         raise UserError(f"model {model.name!r}: {why_not}")
     with needs_extra("compress"):
@@ -45,13 +45,13 @@ def to_onnx(model: Any, *, opset: int = 17) -> Any:
     _refuse_unknown_operators(model, proto)
     # Keras numbers the names of models; a fixed one keeps the bytes of equal models equal.
     proto.graph.name = "lightship"
-    proto = named_after_layers(_with_lost_names(tidy(proto), model), _scopes(model))
+    proto = named_after_layers(_with_lost_names(tidy(proto), model), layer_scopes(model))
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     return proto
 
 
-def _why_not_exported(model: Any) -> str | None:
+def why_not_exported(model: Any) -> str | None:
     """Say why a Keras model cannot become one ONNX graph, or None if it can be tried."""
     if not model.built or not getattr(model, "inputs", None):
         return "its input shape is not known; build it with an Input layer first"
@@ -100,7 +100,7 @@ def _refuse_unknown_operators(model: Any, proto: Any) -> None:
     import onnx
 
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    scopes = _scopes(model)
+    scopes = layer_scopes(model)
     for node in proto.graph.node:
         if onnx.defs.has(node.op_type, versions.get(node.domain, 1), node.domain):
             continue
@@ -142,31 +142,3 @@ def _onnx_kernel(layer: Any) -> Any:
     """Return a depthwise kernel as ONNX has it, ``(channels × multiplier, 1, height, width)``."""
     kernel = layer.depthwise_kernel.numpy()
     return kernel.reshape(*kernel.shape[:2], -1).transpose(2, 0, 1)[:, None]
-
-
-def _scopes(model: Any) -> dict[str, str]:
-    """Return the TensorFlow scope of every layer, also of nested models, with the layer's name.
-
-    A BatchNormalization that follows a convolution bears the convolution's name: tf2onnx folds it,
-    and of a depthwise convolution with a bias it keeps no other trace.
-    """
-    scopes: dict[str, str] = {}
-
-    def visit(parent: Any, scope: str, prefix: str) -> None:
-        for layer in parent.layers:
-            named = _folded_into(layer) or layer
-            scopes[f"{scope}/{layer.name}"] = prefix + named.name
-            if getattr(layer, "layers", None):
-                visit(layer, f"{scope}/{layer.name}", f"{prefix}{layer.name}/")
-
-    visit(model, model.name, "")
-    return scopes
-
-
-def _folded_into(layer: Any) -> Any:
-    """Return the convolution whose output alone a BatchNormalization reads, or None."""
-    if type(layer).__name__ != "BatchNormalization" or len(layer.inbound_nodes) != 1:
-        return None
-    previous = layer.inbound_nodes[0].inbound_layers
-    is_convolution = not isinstance(previous, list) and "Conv" in type(previous).__name__
-    return previous if is_convolution else None

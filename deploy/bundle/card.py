@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from deploy.bundle.manifest import FileFacts, Manifest, Tensor
+from deploy.bundle.manifest import FileFacts, Manifest, Tensor, Timing
 from deploy.record import Interval
 
 _LIMITS_OF_USE = (
@@ -28,7 +28,7 @@ def to_card(manifest: Manifest, model: FileFacts) -> str:
         ("Preprocessing", " → ".join(_op(op) for op in said.preprocess) or "none"),
         ("Model", f"{model.size_bytes:,} bytes, input {_shape(said.input)}"),
         ("Answers", f"{said.scores}, one score a class"),
-        ("Needs", f"ONNX Runtime {said.requires.onnxruntime} or newer, {_opsets(said)}"),
+        ("Needs", _needs(said)),
     ]
     parts = [
         f"# {_plain(said.name)} {_plain(said.version)}",
@@ -87,7 +87,7 @@ def _latency(manifest: Manifest) -> str:
     return (
         f"One sample takes {_bounds(seen.p50_ms, '.4f')} ms (median), {_bounds(seen.speedup, '.2f')} "
         f"times as fast as the baseline of the run, on {_plain(seen.cpu)} "
-        f"({_plain(seen.architecture)}), {threads}, ONNX Runtime {_plain(seen.onnxruntime)}. "
+        f"({_plain(seen.architecture)}), {threads}, {_timed_in(seen)}. "
         "`lightship bench` measures it on another machine."
     )
 
@@ -106,9 +106,18 @@ def _op(op: object) -> str:
     return f"{name} " + ", ".join(f"{key} {value}" for key, value in fields.items())
 
 
-def _opsets(manifest: Manifest) -> str:
-    opsets = manifest.requires.opsets
-    return ", ".join(f"{name or 'ai.onnx'} opset {number}" for name, number in opsets.items())
+def _needs(manifest: Manifest) -> str:
+    needs = manifest.requires
+    if needs.litert is not None:
+        return f"LiteRT (ai-edge-litert) {needs.litert} or newer: {', '.join(needs.operators)}"
+    opsets = (f"{name or 'ai.onnx'} opset {number}" for name, number in needs.opsets.items())
+    return f"ONNX Runtime {needs.onnxruntime} or newer, {', '.join(opsets)}"
+
+
+def _timed_in(timing: Timing) -> str:
+    if timing.litert is not None:
+        return f"LiteRT {_plain(timing.litert)}"
+    return f"ONNX Runtime {_plain(timing.onnxruntime)}"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -12,7 +12,7 @@ import stat
 import struct
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,10 @@ LIMITS: Mapping[str, int] = {
     MANIFEST: 1 << 20,
     MODEL: 1 << 29,
 }
-"""The files of a bundle and the bytes that each may have at most."""
+"""The files of a bundle and the bytes that each may have at most; the model's name may be another."""
+TFLITE, ORT = "model.tflite", "model.ort"
+MODELS = (MODEL, TFLITE, ORT)
+"""What the model of a bundle is called, by its format; it sorts behind every other file."""
 LARGEST_FILE = sum(LIMITS.values()) + (1 << 12)
 MOST_TIMES_SMALLER = 200
 """How far a member may be compressed; what compresses further is stored as it is."""
@@ -195,13 +198,27 @@ def read_container(path: Path) -> dict[str, bytes]:
     raise UserError(f"{where}: neither a file nor a folder; give a bundle")
 
 
+def limits(model: str) -> Mapping[str, int]:
+    """Return the limits of a bundle whose model is called so."""
+    return {name: size for name, size in LIMITS.items() if name != MODEL} | {model: LIMITS[MODEL]}
+
+
+def model_name(files: Collection[str]) -> str:
+    """Return what the model among a bundle's files is called; ``MODEL`` where none is known."""
+    return next((name for name in MODELS if name in files), MODEL)
+
+
 def unpack(data: bytes, where: str) -> dict[str, bytes]:
     """Return the files in a ``.lship`` file, but for ``SHA256SUMS``, which they all match.
 
     Raises:
         BundleError: if it is damaged, or is no bundle.
     """
-    return _listed(from_zip(unseal(data, where), LIMITS, where), where)
+    zipped = unseal(data, where)
+    # The directory ends with the last name: a guess, which reading the whole then proves or not.
+    last = zipped[: -_END.size][-max(map(len, MODELS)) :].decode("ascii", "replace")
+    model = next((name for name in MODELS if last.endswith(name)), MODEL)
+    return _listed(from_zip(zipped, limits(model), where), where)
 
 
 def _listed(files: dict[str, bytes], where: str) -> dict[str, bytes]:
@@ -212,19 +229,22 @@ def _listed(files: dict[str, bytes], where: str) -> dict[str, bytes]:
 
 def _read_folder(path: Path) -> dict[str, bytes]:
     with os.scandir(path) as entries:
-        found = {}
+        found: dict[str, Path] = {}
         for entry in entries:
-            if entry.name not in LIMITS:
+            if entry.name not in (*LIMITS, *MODELS):
                 raise BundleError(f"{path}: {entry.name!r} does not belong into a bundle")
             if not entry.is_file(follow_symlinks=False):
                 raise BundleError(f"{path}: {entry.name} has to be a file, not a link or a folder")
             found[entry.name] = Path(entry.path)
-    missing = sorted(LIMITS.keys() - found.keys())
+    allowed = limits(model_name(found))
+    missing = sorted(allowed.keys() - found.keys())
     if missing:
         raise BundleError(f"{path}: is no whole bundle, it lacks {', '.join(missing)}")
+    if len(found) > len(allowed):
+        raise BundleError(f"{path}: holds more than one model")
     # A link that has taken a file's place since is not followed.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
-    return {name: _read_file(file, LIMITS[name], flags) for name, file in found.items()}
+    return {name: _read_file(file, allowed[name], flags) for name, file in found.items()}
 
 
 def _read_file(path: Path, limit: int, flags: int) -> bytes:
@@ -245,10 +265,11 @@ def write_container(files: Mapping[str, bytes], path: Path) -> None:
             disk does not take it.
     """
     whole = {**files, SUMS: sums(files)}
+    allowed = limits(model_name(whole))
     for name, content in whole.items():
-        if len(content) > LIMITS[name]:
+        if len(content) > allowed[name]:
             raise UserError(
-                f"{name}: has {len(content):,} bytes, a bundle takes {LIMITS[name]:,} at most"
+                f"{name}: has {len(content):,} bytes, a bundle takes {allowed[name]:,} at most"
             )
     if path.suffix == ".lship":
         _replace(path, lambda aside: aside.write_bytes(seal(to_zip(whole, compress=True))))
@@ -264,6 +285,15 @@ def write_container(files: Mapping[str, bytes], path: Path) -> None:
             (aside / name).write_bytes(content)
 
     _replace(path, fill)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        UserError: if the disk does not take it.
+    """
+    _replace(path, lambda aside: aside.write_bytes(content))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -15,7 +15,16 @@ import onnxruntime as ort
 
 from deploy.bundle import golden as golden_room
 from deploy.bundle.card import to_card
-from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, write_container
+from deploy.bundle.container import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    MODELS,
+    ORT,
+    TFLITE,
+    write_container,
+)
 from deploy.bundle.manifest import (
     Accuracy,
     GoldenFacts,
@@ -32,11 +41,19 @@ from deploy.bundle.opened import Bundle, file_facts, open_bundle
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
-from deploy.needs import GraphFacts, graph_facts, least_onnxruntime
+from deploy.litert import litert_version
+from deploy.needs import (
+    graph_facts,
+    least_litert,
+    least_onnxruntime,
+    operator_versions,
+)
+from deploy.ort_format import is_ort, to_ort
 from deploy.record import Interval, SessionOptions, read_record, record_path
 from deploy.report.results import Results, Variant, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import Model, open_model
+from deploy.tflite import is_tflite, read_tflite
 
 _NOT_STATED = "not stated"
 _SUMS_TO_ONE = 0.05
@@ -71,8 +88,34 @@ class _Known:
     session: SessionOptions = SessionOptions()
 
 
+@dataclass(frozen=True, slots=True)
+class _Shipped:
+    """A model as it goes into the bundle.
+
+    Attributes:
+        name: what its file is called there.
+        content: its bytes.
+        requires: what it asks of its runtime.
+        quantized: whether it rounds to few bits while it runs.
+    """
+
+    name: str
+    content: bytes
+    requires: Requirements
+    quantized: bool
+
+
+Form = Literal["as-is", "ort"]
+"""The form in which a model goes into a bundle: as it is, or an ONNX model in ORT format."""
+
+
 def bundle_run(
-    run: Path, out: Path, *, variant: str | None = None, label: Label = Label()
+    run: Path,
+    out: Path,
+    *,
+    variant: str | None = None,
+    label: Label = Label(),
+    form: Form = "as-is",
 ) -> Bundle:
     """Make a bundle of one variant of a finished run, with what was measured of it.
 
@@ -81,6 +124,7 @@ def bundle_run(
         out: where it goes: a ``.lship`` file, or else a folder.
         variant: its name; None for the one that the run's verdict chose.
         label: what its maker says of it.
+        form: in "ort", the latency of the run is left out: it was that of the ONNX file.
 
     Returns:
         The bundle, opened from ``out``.
@@ -102,7 +146,7 @@ def bundle_run(
         recipe=results.name,
         variant=chosen.name,
         accuracy=_accuracy(results, chosen),
-        latency=_timing(results, chosen),
+        latency=_timing(results, chosen) if form == "as-is" else None,
         data_licence=results.data.licence,
         session=SessionOptions(
             threads=results.session.threads,
@@ -110,17 +154,21 @@ def bundle_run(
             arena=results.session.arena,
         ),
     )
-    return _make(model, content, EvalSet.load(run / "test.npz"), known=known, label=label, out=out)
+    samples = EvalSet.load(run / "test.npz")
+    return _make(model, content, samples, known=known, label=label, out=out, form=form)
 
 
-def bundle_model(model: Path, data: Path, out: Path, *, label: Label = Label()) -> Bundle:
-    """Make a bundle of a single ONNX model, about whose measurements nothing is known.
+def bundle_model(
+    model: Path, data: Path, out: Path, *, label: Label = Label(), form: Form = "as-is"
+) -> Bundle:
+    """Make a bundle of a single ONNX or ``.tflite`` model, about whose measurements nothing is known.
 
     Args:
         model: the file.
         data: an ``.npz`` with raw samples ``x`` and their classes ``y``.
         out: where it goes: a ``.lship`` file, or else a folder.
         label: what its maker says of it.
+        form: as it is, or in ORT format.
 
     Returns:
         The bundle, opened from ``out``.
@@ -128,9 +176,10 @@ def bundle_model(model: Path, data: Path, out: Path, *, label: Label = Label()) 
     Raises:
         UserError: if a file is missing or is not what it should be, or the two do not fit.
     """
-    name = model.parent.name if model.name == MODEL and model.parent.name else model.stem
+    name = model.parent.name if model.name in MODELS and model.parent.name else model.stem
     content = _read(model)
-    return _make(model, content, EvalSet.load(data), known=_Known(name=name), label=label, out=out)
+    samples, known = EvalSet.load(data), _Known(name=name)
+    return _make(model, content, samples, known=known, label=label, out=out, form=form)
 
 
 def _chosen(results: Results, name: str | None, run: Path) -> Variant:
@@ -147,15 +196,22 @@ def _chosen(results: Results, name: str | None, run: Path) -> Variant:
 
 
 def _make(
-    path: Path, content: bytes, samples: EvalSet, *, known: _Known, label: Label, out: Path
+    path: Path,
+    content: bytes,
+    samples: EvalSet,
+    *,
+    known: _Known,
+    label: Label,
+    out: Path,
+    form: Form,
 ) -> Bundle:
     try:
-        graph = graph_facts(content)
+        shipped = _shipped(content, known.session, form)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    model = open_model(content, known.session)
+    model = open_model(shipped.content, known.session)
     model.where = str(path)
-    golden, allowed = _golden(model, samples, graph)
+    golden, allowed = _golden(model, samples, quantized=shipped.quantized)
     about = model.metadata
     _require_raw(golden.x, path)
     seed = read_record(path).seed if record_path(path).exists() else None
@@ -195,23 +251,48 @@ def _make(
         scores="probabilities" if _are_probabilities(golden.scores) else "logits",
         labels=labels,
         session=known.session,
-        requires=Requirements(
-            onnxruntime=least_onnxruntime(graph, ort.__version__),
-            ir_version=graph.ir_version,
-            opsets=graph.opsets,
-        ),
+        requires=shipped.requires,
         licences=Licences(
             model=label.licence, data=known.data_licence or about.data_licence or _NOT_STATED
         ),
         golden=GoldenFacts(samples=len(golden.x), tolerance=allowed),
         files={},
     )
-    files = {MODEL: content, GOLDEN: golden_room.encode(golden)}
-    files[CARD] = to_card(draft, file_facts(content)).encode()
+    files = {shipped.name: shipped.content, GOLDEN: golden_room.encode(golden)}
+    files[CARD] = to_card(draft, file_facts(shipped.content)).encode()
     facts = {name: file_facts(files[name]) for name in sorted(files)}
     files[MANIFEST] = encode(_checked(msgspec.structs.replace(draft, files=facts)))
     write_container(files, out)
     return open_bundle(out)
+
+
+def _shipped(content: bytes, options: SessionOptions, form: Form) -> _Shipped:
+    if is_ort(content[:8]):
+        raise UserError("is in ORT format, which tells too little; give the ONNX model")
+    if is_tflite(content[:8]):
+        if form == "ort":
+            raise UserError("is a LiteRT model: only an ONNX model has an ORT form")
+        model = read_tflite(content)
+        requires = Requirements(
+            onnxruntime=None,
+            ir_version=None,
+            opsets={},
+            litert=least_litert(model, litert_version() or "0.0"),
+            operators=operator_versions(model),
+        )
+        return _Shipped(TFLITE, content, requires, model.quantized)
+    graph = graph_facts(content)
+    least = least_onnxruntime(graph, ort.__version__)
+    if form == "as-is":
+        requires = Requirements(onnxruntime=least, ir_version=graph.ir_version, opsets=graph.opsets)
+        return _Shipped(MODEL, content, requires, graph.quantized)
+    requires = Requirements(
+        # The operators of an optimised graph are ONNX Runtime's own, and of its release.
+        onnxruntime=".".join(ort.__version__.split(".")[:2]),
+        ir_version=graph.ir_version,
+        opsets=graph.opsets,
+    )
+    return _Shipped(ORT, to_ort(content, options), requires, graph.quantized)
 
 
 def _checked(manifest: Manifest) -> Manifest:
@@ -222,12 +303,12 @@ def _checked(manifest: Manifest) -> Manifest:
         raise UserError(f"bundle: {error}") from error
 
 
-def _golden(model: Model, samples: EvalSet, graph: GraphFacts) -> tuple[golden_room.Golden, float]:
+def _golden(model: Model, samples: EvalSet, *, quantized: bool) -> tuple[golden_room.Golden, float]:
     """Choose samples and return them with the scores of the session that ships."""
     among = golden_room.candidates(samples.y)
     predict_classes(model, samples.x[among])  # refuses what is no score a class, and NaN
     scores = model.scores(samples.x[among])
-    allowed = golden_room.tolerance(scores, quantized=graph.quantized)
+    allowed = golden_room.tolerance(scores, quantized=quantized)
     chosen = golden_room.choose(samples.y[among], scores, allowed=allowed)
     x = np.ascontiguousarray(samples.x[among][chosen])
     # Run anew, as the device will: all at once, and nothing else in the batch.
@@ -282,6 +363,7 @@ def _timing(results: Results, variant: Variant) -> Timing | None:
         cpu=here.cpu,
         architecture=here.architecture,
         onnxruntime=here.versions.get("onnxruntime", "not known"),
+        litert=here.versions.get("ai-edge-litert") if variant.format == "tflite" else None,
     )
 
 
@@ -295,4 +377,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give an ONNX model") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a model") from error

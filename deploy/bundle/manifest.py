@@ -80,16 +80,26 @@ class Timing(Record, frozen=True):
     cpu: str
     architecture: str
     onnxruntime: str
+    litert: str | None = None
+    """Release of LiteRT, where that ran the model."""
+
+
+Release = Annotated[str, Meta(pattern=r"^\d{1,4}\.\d{1,4}$")]
 
 
 class Requirements(Record, frozen=True):
-    """What the graph asks of a runtime."""
+    """What the graph asks of its runtime, ONNX Runtime or LiteRT."""
 
-    onnxruntime: Annotated[str, Meta(pattern=r"^\d{1,4}\.\d{1,4}$")]
-    """The oldest release that is known to read the model."""
-    ir_version: Count
+    onnxruntime: Release | None
+    """The oldest release that is known to read the model; null where LiteRT runs it."""
+    ir_version: Count | None
+    """Of an ONNX model, or the one that an ORT model was made from; null for LiteRT."""
     opsets: dict[str, int]
-    """By domain; ``""`` is ONNX's own."""
+    """By domain; ``""`` is ONNX's own; empty for LiteRT."""
+    litert: Release | None = None
+    """The oldest release of LiteRT (``ai-edge-litert``) that is known to read the model."""
+    operators: dict[str, int] = {}
+    """Of a LiteRT model: the operators in it, each with its version."""
 
 
 class Licences(Record, frozen=True):

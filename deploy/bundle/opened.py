@@ -10,14 +10,26 @@ from pathlib import Path
 import msgspec
 import onnxruntime as ort
 
-from deploy.bundle.container import CARD, GOLDEN, MANIFEST, MODEL, read_container, sums
+from deploy.bundle.container import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    ORT,
+    TFLITE,
+    model_name,
+    read_container,
+    sums,
+)
 from deploy.bundle.golden import Golden
 from deploy.bundle.golden import decode as decode_golden
 from deploy.bundle.manifest import FileFacts, Manifest, decode
-from deploy.errors import BundleError, UserError
-from deploy.needs import graph_facts
+from deploy.errors import BundleError, MissingExtraError, UserError
+from deploy.litert import litert_version
+from deploy.needs import graph_facts, operator_versions
+from deploy.ort_format import is_ort
 from deploy.record import BundleId, SessionOptions
 from deploy.session import Model, open_model
+from deploy.tflite import is_tflite, read_tflite
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,8 @@ class Bundle:
     Attributes:
         where: the file or folder, as its user wrote it; errors begin with it.
         manifest: what it says of itself.
-        model: the bytes of the ONNX model.
+        model: the bytes of the model.
+        model_name: what its file is called, by whose ending its format is known.
         golden: samples with the scores that they have to get.
         card: the model card, Markdown.
         digest: sha256 of ``SHA256SUMS``, the same for the file and the folder.
@@ -36,6 +49,7 @@ class Bundle:
     where: str
     manifest: Manifest
     model: bytes
+    model_name: str
     golden: Golden
     card: str
     digest: str
@@ -52,24 +66,33 @@ class Bundle:
             threads: threads of one run, in place of the manifest's.
 
         Raises:
-            UserError: if this machine's ONNX Runtime is older than the model needs.
+            UserError: if this machine's runtime is older than the model needs.
+            MissingExtraError: if it is a LiteRT model and LiteRT is not installed.
             BundleError: if it does not open the model, or the model is not what the manifest says.
         """
-        least = self.manifest.requires.onnxruntime
-        if _release(ort.__version__) < _release(least):
-            raise UserError(
-                f"{self.where}: needs ONNX Runtime {least} or newer, this is {ort.__version__}; "
-                f"install it with: pip install 'onnxruntime>={least}'"
-            )
+        needs = self.manifest.requires
+        self._require("ONNX Runtime", "onnxruntime", needs.onnxruntime, ort.__version__)
+        if needs.litert is not None:
+            self._require("LiteRT", "ai-edge-litert", needs.litert, litert_version())
         options = self.manifest.session
         if threads is not None:
             options = msgspec.structs.replace(options, threads=threads)
         return self._open(options)
 
+    def _require(self, name: str, package: str, least: str | None, here: str | None) -> None:
+        """Refuse a runtime that is too old; one that is missing is met when the model is opened."""
+        if least is not None and here is not None and _release(here) < _release(least):
+            raise UserError(
+                f"{self.where}: needs {name} {least} or newer, this is {here}; "
+                f"install it with: pip install '{package}>={least}'"
+            )
+
     def _open(self, options: SessionOptions) -> Model:
         said = self.manifest
         try:
             model = open_model(self.model, options)
+        except MissingExtraError:
+            raise
         except UserError as error:
             raise BundleError(f"{self.where}: {error}") from error
         model.where = self.where
@@ -114,27 +137,48 @@ def checked(files: Mapping[str, bytes], where: str) -> Bundle:
     if manifest.files != facts:
         raise BundleError(f"{where}: manifest.json lists other files than there are")
     golden = decode_golden(files[GOLDEN], where)
+    model = model_name(files)
     try:
-        graph = graph_facts(files[MODEL])
+        fits = _needs_what_it_says(model, files[model], manifest)
         card = files[CARD].decode()
     except (UserError, UnicodeDecodeError) as error:
         raise BundleError(
-            f"{where}: {MODEL if isinstance(error, UserError) else CARD} {error}"
+            f"{where}: {model if isinstance(error, UserError) else CARD} {error}"
         ) from error
-    asked = (manifest.requires.ir_version, manifest.requires.opsets)
-    if (graph.ir_version, graph.opsets) != asked:
-        raise BundleError(f"{where}: {MODEL} needs other versions than manifest.json says")
+    if not fits:
+        raise BundleError(f"{where}: {model} needs other versions than manifest.json says")
     why_not = _why_not_consistent(manifest, golden)
     if why_not:
         raise BundleError(f"{where}: {why_not}")
     return Bundle(
         where=where,
         manifest=manifest,
-        model=files[MODEL],
+        model=files[model],
+        model_name=model,
         golden=golden,
         card=card,
         digest=hashlib.sha256(sums(files)).hexdigest(),
     )
+
+
+def _needs_what_it_says(name: str, model: bytes, manifest: Manifest) -> bool:
+    """Say whether a model asks of its runtime what the manifest tells.
+
+    Raises:
+        UserError: if the bytes are no model of that name's format.
+    """
+    needs = manifest.requires
+    if (needs.litert is None) == (needs.onnxruntime is None):
+        return False
+    if name == TFLITE:
+        said = operator_versions(read_tflite(model))
+        return needs.litert is not None and needs.operators == said
+    if needs.onnxruntime is None or is_tflite(model[:8]):
+        return False
+    if name == ORT:
+        return is_ort(model[:8])  # its versions are those of the ONNX file that it was made from
+    graph = graph_facts(model)
+    return (graph.ir_version, graph.opsets) == (needs.ir_version, needs.opsets)
 
 
 def is_bundle(path: Path) -> bool:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from deploy.bundle.opened import Bundle, open_bundle
 from deploy.errors import BundleError, UserError
+from deploy.litert import litert_version
 from deploy.memory import is_short_of_memory
 from deploy.record import BundleId, Record
 
@@ -30,6 +31,9 @@ class Selftest(Record, frozen=True):
     """Between a score and the expected one; None if nothing was run or a score was NaN."""
     tolerance: float | None
     onnxruntime: str
+    """Release of ONNX Runtime here, whatever ran the model."""
+    litert: str | None
+    """Release of LiteRT here; null where it is not installed."""
 
 
 def selftest(path: Path, *, threads: int | None = None, public_key: Path | None = None) -> Selftest:
@@ -38,7 +42,7 @@ def selftest(path: Path, *, threads: int | None = None, public_key: Path | None 
     It passes if every sample gets its class, and every score is within the bundle's tolerance.
 
     Raises:
-        UserError: if nothing is there to test, this ONNX Runtime is too old to test it, or memory
+        UserError: if nothing is there to test, its runtime is missing or too old to test it, or memory
             is too short to open it, which says nothing of the bundle.
     """
     try:
@@ -46,20 +50,21 @@ def selftest(path: Path, *, threads: int | None = None, public_key: Path | None 
     except BundleError as error:
         return _failed(str(error), None)
     try:
-        scores = bundle.session(threads).scores(bundle.golden.x)
+        model = bundle.session(threads)
+        scores = model.scores(bundle.golden.x)
     except BundleError as error:
         if is_short_of_memory(error):
             raise
         return _failed(str(error), bundle)
-    # ONNX Runtime's exceptions share no base class below Exception.
+    # The runtimes' exceptions share no base class below Exception.
     except Exception as error:
         if isinstance(error, UserError | MemoryError):
             raise
         return _failed(f"{path}: did not run: {' '.join(str(error).split())[:200]}", bundle)
-    return _compared(bundle, scores)
+    return _compared(bundle, scores, f"{model.runtime} {model.runtime_version}")
 
 
-def _compared(bundle: Bundle, scores: npt.NDArray[Any]) -> Selftest:
+def _compared(bundle: Bundle, scores: npt.NDArray[Any], runtime: str) -> Selftest:
     expected, allowed = bundle.golden.scores, bundle.manifest.golden.tolerance
     name = f"{bundle.manifest.name} {bundle.manifest.version}"
     if scores.shape != expected.shape:
@@ -70,7 +75,7 @@ def _compared(bundle: Bundle, scores: npt.NDArray[Any]) -> Selftest:
     sentence = (
         f"{name} {'passes' if passed else 'fails'}: all digests are right, {same} of "
         f"{len(expected)} golden samples get the expected class, scores differ by {furthest:.2g} "
-        f"at most (allowed: {allowed:.2g}), ONNX Runtime {ort.__version__}."
+        f"at most (allowed: {allowed:.2g}), {runtime}."
     )
     return Selftest(
         passed=passed,
@@ -81,6 +86,7 @@ def _compared(bundle: Bundle, scores: npt.NDArray[Any]) -> Selftest:
         largest_difference=furthest if np.isfinite(furthest) else None,
         tolerance=allowed,
         onnxruntime=ort.__version__,
+        litert=litert_version(),
     )
 
 
@@ -94,4 +100,5 @@ def _failed(reason: str, bundle: Bundle | None) -> Selftest:
         largest_difference=None,
         tolerance=bundle.manifest.golden.tolerance if bundle else None,
         onnxruntime=ort.__version__,
+        litert=litert_version(),
     )

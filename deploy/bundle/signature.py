@@ -1,7 +1,7 @@
 """Who made a bundle: a detached signature in the format of OpenSSF Model Signing, offline.
 
 ``model.lship.sig`` lies beside the bundle and is the same for its file and its folder, which
-``model_signing verify key`` checks as well (docs/decisions/0031). The format is a DSSE envelope
+``model_signing verify key`` checks as well (docs/decisions/0009). The format is a DSSE envelope
 (https://github.com/secure-systems-lab/dsse, v1.0.0) of an in-toto statement that lists every file.
 """
 

@@ -13,10 +13,10 @@ from deploy.record import Benched, SessionOptions, sha256_of
 def to_bench(
     paths: Sequence[Path], scratch: Path, session: SessionOptions = SessionOptions()
 ) -> tuple[list[Path], tuple[Benched, ...]]:
-    """Return an ONNX file for each model or bundle, and what was named by it.
+    """Return a model file for each model or bundle, and what was named by it.
 
     Args:
-        paths: ONNX files and bundles; bundles are checked whole.
+        paths: model files and bundles; bundles are checked whole.
         scratch: a folder that takes the models that come in bundles.
         session: the options that are timed; the number of threads is whoever's who times.
 
@@ -41,11 +41,12 @@ def to_bench(
                     f"bench {'without' if shipped.arena else 'with'} --no-arena"
                 )
             bundle.session()  # refuses a model that is not what the manifest says
-            file = scratch / f"{index}-{bundle.manifest.name}.onnx"
+            ending = Path(bundle.model_name).suffix
+            file = scratch / f"{index}-{bundle.manifest.name}{ending}"
             file.write_bytes(bundle.model)
-            sha256, of = bundle.manifest.files["model.onnx"].sha256, bundle.id
+            sha256, of = bundle.manifest.files[bundle.model_name].sha256, bundle.id
         elif not path.is_file():
-            raise UserError(f"{path}: no such file; give an ONNX model or a bundle")
+            raise UserError(f"{path}: no such file; give an ONNX or .tflite model, or a bundle")
         else:
             file, sha256, of = path, sha256_of(path), None
         files.append(file)

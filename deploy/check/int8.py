@@ -13,6 +13,7 @@ import onnxruntime as ort
 from deploy.kernels import FLOAT_OPERATORS, INT8_OPERATORS
 from deploy.record import Record, SessionOptions
 from deploy.session import ort_options
+from deploy.tflite import Tflite, computes_in_int8, is_tflite, layer_name, read_tflite
 
 
 class Products(Record, frozen=True):
@@ -27,11 +28,15 @@ def products(
 ) -> Products:
     """Run a model once and say which of its products were int8 kernels.
 
+    LiteRT tells no kernels: of a model for it, the types in the file say it, by which it chooses.
+
     Args:
         model: bytes that ``open_model`` has accepted.
         inputs: model inputs ``(1, ...)``.
         options: how it is opened.
     """
+    if is_tflite(model[:8]):
+        return _by_type(read_tflite(model))
     settings = ort_options(options)
     settings.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="lightship-check-") as folder:
@@ -47,4 +52,15 @@ def products(
     return Products(
         int8=tuple(name for name, kind in ran if kind in INT8_OPERATORS),
         floating=tuple(name for name, kind in ran if kind in FLOAT_OPERATORS),
+    )
+
+
+def _by_type(model: Tflite) -> Products:
+    ran = [
+        (layer_name(op, model, weight), computes_in_int8(model, op, weight))
+        for op, weight in model.weighted()
+    ]
+    return Products(
+        int8=tuple(name for name, int8 in ran if int8),
+        floating=tuple(name for name, int8 in ran if not int8),
     )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.bench import SYSTEMATIC, Bench, children, log_p50
-from deploy.bench_child import Timed, random_inputs
+from deploy.bench_child import Timed
 from deploy.bundle.footprint import footprint
 from deploy.bundle.opened import Bundle, is_bundle, open_bundle
 from deploy.bundle.unpack import to_bench
@@ -36,7 +36,7 @@ from deploy.evalset import EvalSet
 from deploy.machine import this_environment
 from deploy.preprocess import apply
 from deploy.record import Interval, SessionOptions, sha256_of
-from deploy.session import Model, open_model
+from deploy.session import Model, open_model, random_inputs
 from deploy.sizes import format_size
 
 _FIRST = 6
@@ -189,7 +189,7 @@ def _opened(path: Path, threads: int | None) -> _Subject:
 
 def _sha256(subject: _Subject) -> str:
     if subject.bundle is not None:
-        return subject.bundle.manifest.files["model.onnx"].sha256
+        return subject.bundle.manifest.files[subject.bundle.model_name].sha256
     return sha256_of(subject.path)
 
 

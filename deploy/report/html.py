@@ -15,6 +15,8 @@ from deploy.report import plots, quantities
 from deploy.report.classes import about_classes, class_rows
 from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.results import Results, Variant
+from deploy.report.runtimes import ABOUT as RUNTIMES
+from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
     FRONT,
     INT8_METHOD,
@@ -87,6 +89,8 @@ def to_html(results: Results) -> str:
         curves=_curves(results),
         tree=_tree(results),
         columns=columns_of(results),
+        runtime_lines=runtime_lines(results),
+        about_runtimes=RUNTIMES,
         audited=audited(results),
         int8_method=INT8_METHOD.replace("`", ""),
         resources=columns_of(results, RESOURCES),

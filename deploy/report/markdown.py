@@ -10,6 +10,8 @@ from deploy.report.machines import COLUMNS as MACHINE_COLUMNS
 from deploy.report.machines import machine_rows, machine_words
 from deploy.report.quantities import percent, points
 from deploy.report.results import Results
+from deploy.report.runtimes import ABOUT as RUNTIMES
+from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
     FRONT,
     INT8_METHOD,
@@ -40,6 +42,7 @@ def to_markdown(results: Results) -> str:
             if columns_of(results, RESOURCES)
             else []
         ),
+        *_runtimes(results),
         *_other_machines(results),
         "## Lineage",
         "\n".join(
@@ -60,6 +63,14 @@ def to_markdown(results: Results) -> str:
         _fence(results.reproduce.recipe),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _runtimes(results: Results) -> list[str]:
+    """Return the section on the runtimes, or nothing where no network is there for both."""
+    lines = runtime_lines(results)
+    if not lines:
+        return []
+    return ["## Which runtime", "\n".join(f"- {_plain(line)}" for line in lines), RUNTIMES]
 
 
 def _other_machines(results: Results) -> list[str]:

@@ -30,7 +30,7 @@ class Variant(Record, frozen=True):
     step: dict[str, Any]
     """The step that made it, as data; ``kind`` names it."""
     seed: int
-    format: Literal["keras", "onnx"]
+    format: Literal["keras", "onnx", "tflite"]
     path: str
     """Where the model file lies, relative to the folder of ``results.json``."""
     sha256: str
@@ -71,7 +71,7 @@ class Variant(Record, frozen=True):
     """Multiply-accumulates for one sample in layers with stored weights; null where the shapes do
     not tell, and in results of a lightship that did not count them."""
     int8_macs_share: Fraction | None = None
-    """Share of ``macs`` that int8 kernels do, in the graph that ONNX Runtime runs."""
+    """Share of ``macs`` that int8 kernels do, in the graph that the runtime runs."""
     int8_layers: Count | None = None
     """Layers with stored weights that run as int8 kernels."""
     weighted_layers: Count | None = None

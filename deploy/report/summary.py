@@ -11,7 +11,8 @@ from deploy.report.quantities import memory_size
 from deploy.report.results import Results, Variant
 
 INT8_METHOD = (
-    "Read from the graph that ONNX Runtime runs on this machine, opened as it ships. "
+    "Read from the graph that ONNX Runtime runs on this machine, opened as it ships; for LiteRT, "
+    "from the types in the file, by which it chooses its kernels. "
     "Multiply-accumulates (MACs) are those of layers with stored weights, for one sample; a float "
     "island computes in float between int8 kernels. The notes under Layers say why a layer that was "
     "planned as int8 is not; `lightship audit` says what to do about it."

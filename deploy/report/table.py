@@ -113,6 +113,11 @@ def _nonzero(variant: Variant) -> Cell:
     return Cell(percent(share), (f"of {count(variant.parameters)}",), variant.nonzero_parameters)
 
 
+def _runtime(variant: Variant) -> Cell | None:
+    """Return the runtime where it is not ONNX Runtime, which runs whatever nothing is said of."""
+    return Cell("LiteRT") if variant.format == "tflite" else None
+
+
 def _int8(variant: Variant) -> Cell | None:
     if variant.int8_layers is None:
         return None
@@ -160,6 +165,7 @@ COLUMNS = (
         "Share of the multiply-accumulates that int8 kernels do, in the graph that runs",
         _int8,
     ),
+    Column("Runtime", "What runs it, where not ONNX Runtime", _runtime),
 )
 """The table of variants: what decides comes first, as a narrow screen shows no more."""
 

@@ -63,7 +63,7 @@ class Served:
         return {
             "name": self.name,
             "versions": list(versions),
-            "platform": "onnxruntime_onnx",
+            "platform": "litert" if said.requires.litert else "onnxruntime_onnx",
             "inputs": [self.input.stated()],
             "outputs": [spec.stated() for spec in self.outputs],
             "parameters": {

@@ -121,6 +121,28 @@ def test_every_kind_of_quantization_makes_a_smaller_file(kind, data, onnx, tmp_p
     assert out.stat().st_size < onnx.stat().st_size
 
 
+@pytest.mark.parametrize("form", ["float", "int8"])
+def test_a_litert_export_is_evaluated_beside_its_onnx_form(
+    form, data, pruned, onnx, test_npz, tmp_path
+):
+    pytest.importorskip("ai_edge_litert", reason="the extra litert is not installed")
+    out = tmp_path / "model.tflite"
+    said = done(
+        "export", pruned, "--data", data, "--format", "tflite", "--form", form, "--out", out
+    )
+    assert said.stdout.startswith(f"{out}  {out.stat().st_size:,} bytes")
+    record = json.loads((tmp_path / "model.tflite.json").read_text())
+    assert (record["format"], record["step"]["kind"]) == ("tflite", "litert")
+    text = done("evaluate", out, "--data", test_npz, "--against", onnx).stdout
+    assert "no detectable difference" in text
+
+
+def test_options_of_one_format_are_refused_for_the_other(data, pruned, tmp_path):
+    for words in (("--form", "int8"), ("--format", "tflite", "--opset", 17)):
+        line = one_line("export", pruned, "--data", data, *words, "--out", tmp_path / "m")
+        assert "--form is for --format tflite, --opset for onnx" in line
+
+
 def test_evaluate_compares_two_models_sample_by_sample(onnx, int8, test_npz):
     text = done("evaluate", int8, "--data", test_npz, "--against", onnx).stdout
     assert "no detectable difference" in text

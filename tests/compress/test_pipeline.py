@@ -15,14 +15,16 @@ from compress import pipeline
 from compress.networks import PythonFunction
 from compress.recipe import parse_recipe, to_toml
 from compress.store import Store
+from deploy.bundle.make import bundle_run
 from deploy.bundle.opened import open_bundle
 from deploy.bundle.selftest import selftest
-from deploy.errors import UserError
+from deploy.errors import MissingExtraError, UserError
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
 from deploy.machine import this_target
 from deploy.record import sha256_of
 from deploy.report.results import read_results
+from deploy.report.runtimes import runtime_lines
 from deploy.report.verdict import best_variant
 from deploy.session import open_model
 
@@ -225,9 +227,9 @@ def test_a_changed_step_repeats_only_itself_and_its_children(finished, recipe, t
 
 def test_another_seed_shares_nothing(finished, recipe):
     task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     reseeded = msgspec.structs.replace(recipe, seed=1)
-    other = {stage.onnx_key for stage in pipeline.plan(reseeded, task).values()}
+    other = {stage.model_key for stage in pipeline.plan(reseeded, task).values()}
     assert not keys & other
 
 
@@ -235,7 +237,7 @@ def test_a_damaged_step_is_made_again_with_the_same_weights(finished, recipe, tm
     _, store, results, _ = finished
     task = pipeline.load_task(recipe.data, seed=recipe.seed)
     stage = pipeline.plan(recipe, task)["pruned"]
-    model = Store(store).find(stage.onnx_key) / "model.onnx"
+    model = Store(store).find(stage.model_key) / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1])
     again, heard = run(recipe, tmp_path / "again", store)
     assert heard.made == ["pruned"]
@@ -264,16 +266,16 @@ def test_folders_of_others_stay_in_the_run_folder(finished, recipe, tmp_path):
 
 def test_other_names_and_licences_of_equal_samples_share_nothing(recipe):
     task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     renamed = dataclasses.replace(task, name="other", licence="other")
-    assert not keys & {stage.onnx_key for stage in pipeline.plan(recipe, renamed).values()}
+    assert not keys & {stage.model_key for stage in pipeline.plan(recipe, renamed).values()}
 
 
 def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
     task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     monkeypatch.setattr(pipeline, "code_digest", lambda *rooms: "changed")
-    assert not keys & {stage.onnx_key for stage in pipeline.plan(recipe, task).values()}
+    assert not keys & {stage.model_key for stage in pipeline.plan(recipe, task).values()}
 
 
 def test_a_function_that_builds_another_network_by_changed_imports_shares_nothing(
@@ -327,6 +329,58 @@ def test_a_variant_for_another_machine_says_so_in_the_report(finished, recipe, t
     recipe = msgspec.structs.replace(recipe, variants=(pruned, foreign))
     results, _ = run(recipe, tmp_path / "out", store)
     assert any(f"int8 is made for {other} and was run on" in line for line in results.warnings)
+
+
+LITERT = """
+[[variant]]
+name = "lite"
+from = "pruned"
+step = {{ kind = "litert", form = "float" }}
+[[variant]]
+name = "lite-int8"
+from = "pruned"
+step = {{ kind = "litert" }}
+"""
+
+
+def test_litert_variants_are_made_measured_reported_and_bundled_like_the_others(
+    finished, data, tmp_path
+):
+    pytest.importorskip("ai_edge_litert", reason="the extra litert is not installed")
+    _, store, *_ = finished
+    recipe = parse_recipe((RECIPE + LITERT).format(data=data))
+    out = tmp_path / "run"
+    results, heard = run(recipe, out, store)
+    assert sorted(heard.made) == ["lite", "lite-int8"]
+    by_name = {variant.name: variant for variant in results.variants}
+    lite, int8 = by_name["lite"], by_name["lite-int8"]
+    assert (lite.format, lite.path) == ("tflite", "variants/lite/model.tflite")
+    assert (lite.baseline_agreement, lite.agreement) == (by_name["pruned"].baseline_agreement, 1.0)
+    assert (lite.int8_macs_share, int8.int8_macs_share) == (0.0, 1.0)
+    assert all(variant.speedup is not None for variant in results.variants)
+    dense = {layer.name: layer for layer in int8.layers}["dense1"]
+    assert dense.bits == 8
+    assert dense.zeros >= 0.5 * dense.parameters
+    assert any(line.startswith("pruned: ") for line in runtime_lines(results))
+    for variant in (lite, int8):
+        assert sha256_of(out / variant.path) == variant.sha256
+        bundle_run(out, tmp_path / f"{variant.name}.lship", variant=variant.name)
+        found = selftest(tmp_path / f"{variant.name}.lship")
+        assert found.passed
+        assert "LiteRT" in found.sentence
+    assert open_bundle(tmp_path / "lite.lship").manifest.latency.litert is not None
+    _, again = run(recipe, out, store)
+    assert again.made == []
+
+
+def test_without_litert_a_recipe_that_needs_it_is_refused_before_any_training(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    recipe = parse_recipe((RECIPE + LITERT).format(data=data))
+    with pytest.raises(MissingExtraError, match=r"pip install 'lightship\[litert\]'"):
+        run(recipe, tmp_path / "out", tmp_path / "store")
+    assert not (tmp_path / "out").exists()
 
 
 def start(recipe_file, out):

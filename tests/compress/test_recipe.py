@@ -103,6 +103,24 @@ MISTAKES = {
         HEAD + variant("int8", "baseline") + variant("again", "int8", '{ kind = "float16" }'),
         "variant 'again': step 'float16' needs float32 weights, which 'int8' has no more",
     ),
+    "LiteRT from a quantized model": (
+        HEAD + variant("int8", "baseline") + variant("lite", "int8", '{ kind = "litert" }'),
+        "variant 'lite': step 'litert' needs a Keras model, which 'int8' has no more",
+    ),
+    "LiteRT from what was trained for int8 in ONNX Runtime": (
+        HEAD
+        + variant("aware", "baseline", '{ kind = "quantize_aware", fine_tune = { epochs = 1 } }')
+        + variant("lite", "aware", '{ kind = "litert" }'),
+        "variant 'lite': step 'litert' needs a Keras model, which 'aware' has no more",
+    ),
+    "quantized after LiteRT": (
+        HEAD + variant("lite", "baseline", '{ kind = "litert" }') + variant("int8", "lite"),
+        "variant 'int8': step 'quantize_static' needs an ONNX model, which 'lite' has no more",
+    ),
+    "LiteRT in no such form": (
+        HEAD + variant("lite", "baseline", '{ kind = "litert", form = "int4" }'),
+        r"variant 'lite': step.form: Invalid enum value 'int4'",
+    ),
     "nothing to train": (HEAD.split("[train]", maxsplit=1)[0], "train: .* has to be trained"),
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),
     "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: .*`name`"),

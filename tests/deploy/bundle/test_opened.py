@@ -105,7 +105,7 @@ def test_an_older_onnxruntime_is_told_what_to_install(lship, monkeypatch):
 
 def test_the_session_has_the_manifests_options(lship):
     bundle = checked(rebuilt(lship, replaced("session", threads=2)), "here")
-    count = lambda model: model._session.get_session_options().intra_op_num_threads  # noqa: E731
+    count = lambda model: model._engine.session.get_session_options().intra_op_num_threads  # noqa: E731
     assert count(bundle.session()) == 2
     assert count(bundle.session(threads=1)) == 1
 

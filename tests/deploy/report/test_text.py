@@ -34,7 +34,7 @@ def test_every_row_of_the_markdown_table_has_as_many_cells():
     table = text.partition("## Variants\n\n")[2].partition("\n\n")[0].splitlines()
     cells = {row.replace("\\|", "").count("|") for row in table}
     assert len(table) == 2 + len(example().variants)
-    assert cells == {len(COLUMNS) + 3}
+    assert cells == {len(columns_of(example())) + 3}
 
 
 def test_markup_in_a_name_is_shown_as_it_is_in_markdown():
