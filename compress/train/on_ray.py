@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +54,14 @@ class OnRay:
         with needs_extra("cluster"):
             import ray
         try:
+            _require_listener(self.address)
             ray.init(
                 address=self.address,
                 log_to_driver=False,
                 logging_level="error",
                 configure_logging=False,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
                 f"--ray {self.address}: no Ray cluster answers ({reason}); begin one with "
@@ -70,6 +72,22 @@ class OnRay:
             _place(self.objective, places, ask, tell)
         finally:
             ray.shutdown()  # ends the trials that are still under way
+
+
+def _require_listener(address: str) -> None:
+    """Try the door: Ray itself waits for minutes where nobody opens.
+
+    Raises:
+        OSError: if nobody listens at ``HOST:PORT``.
+        ValueError: if the address is none.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("an address is auto or HOST:PORT")
+    with socket.create_connection((host, int(port)), timeout=_PATIENCE_S * 5):
+        return
 
 
 class _Desk:

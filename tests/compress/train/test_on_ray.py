@@ -83,8 +83,8 @@ def test_pruning_reaches_into_a_cluster(cluster, tmp_path):
     assert found.best_trial is not None
 
 
-@pytest.mark.slow
-def test_no_cluster_at_the_address_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"--ray 127.0.0.1:1: no Ray cluster answers") as caught:
-        run(tmp_path, "127.0.0.1:1", trials.peak, Tune(method="grid"), {"x": {"int": [0, 1]}})
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "somewhere"])
+def test_no_cluster_at_the_address_is_one_line(address, tmp_path):
+    with pytest.raises(UserError, match=rf"--ray {address}: no Ray cluster answers") as caught:
+        run(tmp_path, address, trials.peak, Tune(method="grid"), {"x": {"int": [0, 1]}})
     assert "\n" not in str(caught.value)
