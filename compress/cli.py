@@ -324,8 +324,8 @@ def tune(
     asked = load_search_recipe(recipe, trials=trials, minutes=minutes, seed=seed)
     folder = out or Path("runs") / f"{asked.example.name}-search"
     place = _trial_places(workers, cluster)
-    with SearchWatcher() as watcher:
-        found = tune_recipe(asked, out=folder, workers=place, on_trial=watcher.trial_ended)
+    watcher = SearchWatcher()
+    found = tune_recipe(asked, out=folder, workers=place, on_trial=watcher.trial_ended)
     if as_json:
         print_json(found)
     else:

@@ -24,7 +24,7 @@ def draw_search(found: Search, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-    shown = [trial for trial in found.trials if _height(trial) is not None]
+    shown = [trial for trial in found.trials if trial.seen is not None]
     panels = 1 + len(found.ranges) + bool(found.importance)
     rows = -(-panels // _COLUMNS)
     figure = Figure(figsize=(4.2 * min(panels, _COLUMNS), 3.2 * rows), layout="constrained")
@@ -38,12 +38,6 @@ def draw_search(found: Search, path: Path) -> None:
         _importance(axes[-1], found)
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=120)
-
-
-def _height(trial: Trial) -> float | None:
-    if trial.value is not None:
-        return trial.value
-    return trial.epochs[-1] if trial.state == "pruned" and trial.epochs else None
 
 
 def _over_trials(axis: Any, found: Search, shown: list[Trial]) -> None:
@@ -88,10 +82,10 @@ def _dots(axis: Any, found: Search, trials: list[Trial], values: list[Any]) -> N
     }
     if any(isinstance(value, str) for value in values):
         # Categories stand in the order in which they are first drawn.
-        axis.plot(sorted(set(values)), [_height(trials[0])] * len(set(values)), alpha=0)
+        axis.plot(sorted(set(values)), [trials[0].seen] * len(set(values)), alpha=0)
     for name, (colour, marker, belongs) in kinds.items():
         pairs = [
-            (value, _height(trial))
+            (value, trial.seen)
             for trial, value in zip(trials, values, strict=True)
             if belongs(trial)
         ]

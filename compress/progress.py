@@ -117,21 +117,13 @@ class SearchWatcher:
 
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._told: set[int] = set()
+        self._here = 0
         self._began = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
 
     def trial_ended(self, found: Search) -> None:
         """Say what became of the trial that is new."""
-        if not self._told:  # what an earlier command did took none of our time
-            self._told = {trial.number for trial in found.trials[:-1]}
-            self._before = len(self._told)
-        here = len(found.trials) - self._before
-        left = (time.monotonic() - self._began) / here * (found.planned - len(found.trials))
+        self._here += 1  # what an earlier command did took none of our time
+        left = (time.monotonic() - self._began) / self._here * (found.planned - len(found.trials))
         for trial in found.trials:
             if trial.number in self._told:
                 continue
@@ -159,6 +151,8 @@ class SearchWatcher:
             print(f"{found.metric} {trial.value:.4f}  trial {trial.number}  {values}")
         pruned = sum(trial.state == "pruned" for trial in found.trials)
         failed = sum(trial.state == "failed" for trial in found.trials)
+        if not finished:
+            print("no trial has been carried out to its end yet")
         print(f"{len(finished)} finished, {pruned} pruned, {failed} failed")
 
 

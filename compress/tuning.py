@@ -201,7 +201,7 @@ def tune_recipe(
         on_trial=keep,
     )
     write_search(found, recipe, out)
-    if any(trial.value is not None for trial in found.trials):
+    if found.best is not None:
         replace_file(out / PICTURE, lambda aside: draw_search(found, aside))
     return found
 
@@ -218,15 +218,16 @@ def write_search(found: Search, recipe: SearchRecipe, out: Path) -> None:
 
 
 def best_recipe(found: Search, recipe: SearchRecipe) -> str | None:
-    """Return the recipe with the best values filled in, as TOML; None while no trial has finished."""
+    """Return the recipe with the best values filled in, as TOML; None while there is none."""
     best = found.best_trial
     if best is None:
         return None
     # JSON has one kind of number: a range says which its values are.
     tables = fill(recipe.tables, lambda place, range_: _as_drawn(best.values[place], range_))
+    pruned = f" pruned after epoch {len(best.epochs)}" if best.value is None else ""
     heading = (
-        f"# Found by `lightship tune`: {found.metric} {best.value:.6g}, "
-        f"trial {best.number} of {len(found.trials)}.\n"
+        f"# Found by `lightship tune`: {found.metric} {best.seen:.6g}, "
+        f"trial {best.number} of {len(found.trials)}{pruned}.\n"
     )
     return heading + msgspec.toml.encode(tables).decode()
 

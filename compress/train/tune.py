@@ -122,6 +122,13 @@ class Trial(Record, frozen=True):
     reason: str = ""
     """Why it failed."""
 
+    @property
+    def seen(self) -> float | None:
+        """The metric as far as it is known: of a pruned trial that of its last epoch."""
+        if self.value is not None:
+            return self.value
+        return self.epochs[-1] if self.state == "pruned" and self.epochs else None
+
 
 class Search(Record, frozen=True):
     """A whole search, finished or not."""
@@ -138,7 +145,8 @@ class Search(Record, frozen=True):
     ended: Literal["all trials", "time limit", "interrupted", "under way"]
     trials: tuple[Trial, ...]
     best: int | None
-    """Number of the best finished trial, the first of equals; None if none has finished."""
+    """Number of the best finished trial, the first of equals. While none has finished, of the best
+    pruned one at its last epoch; None while there is none either."""
     importance: dict[str, float]
     """Share of each range in what the trials' metric varies by, largest first: PED-ANOVA, Watanabe
     et al. (2023). Empty while too little is known."""
@@ -147,7 +155,7 @@ class Search(Record, frozen=True):
 
     @property
     def best_trial(self) -> Trial | None:
-        """The best finished trial, if one has finished."""
+        """The trial whose number is ``best``, if there is one."""
         return next((trial for trial in self.trials if trial.number == self.best), None)
 
 
@@ -490,12 +498,13 @@ def _trials(study: Any) -> tuple[Trial, ...]:
 
 
 def _best(trials: tuple[Trial, ...], *, larger: bool) -> int | None:
-    """Return the number of the best finished trial, the first of equals."""
-    finished = [(trial.value, trial.number) for trial in trials if trial.value is not None]
-    if not finished:
+    """Return the number of the best trial, as ``Search.best`` says."""
+    finished = [trial for trial in trials if trial.value is not None] or trials
+    known = [(trial.seen, trial.number) for trial in finished if trial.seen is not None]
+    if not known:
         return None
     sign = -1 if larger else 1
-    return min(finished, key=lambda pair: (sign * pair[0], pair[1]))[1]
+    return min(known, key=lambda pair: (sign * pair[0], pair[1]))[1]
 
 
 def _importance(study: Any) -> dict[str, float]:

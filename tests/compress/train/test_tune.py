@@ -16,7 +16,14 @@ from compress.train.tune import (
     read_search,
     search,
 )
-from compress.train.workers import BrokenTrialError, InThisProcess, Outcome, Processes
+from compress.train.workers import (
+    BrokenTrialError,
+    Epoch,
+    InThisProcess,
+    Outcome,
+    Processes,
+    Stopped,
+)
 from deploy.errors import UserError
 from tests.compress.train import trials
 
@@ -156,6 +163,26 @@ def test_halving_ends_trials_at_epoch_level(halving, tmp_path):
     assert [len(trial.epochs) for trial in found.trials] == ran
     assert sum(ran) < 9 * 30 * 2 / 3
     assert found.best_trial.value == max(trial.value or 0 for trial in found.trials)
+
+
+class CutOff(InThisProcess):
+    """Two trials at once: halving ends the second, an interrupt the first."""
+
+    def run(self, ask, tell):
+        first, second = ask(), ask()
+        assert tell(Epoch(first.number, 1, 0.9))
+        assert not tell(Epoch(second.number, 1, 0.1))
+        tell(Stopped(second.number))
+        raise KeyboardInterrupt
+
+
+def test_while_no_trial_has_finished_the_best_pruned_one_is_the_best_so_far(tmp_path):
+    tune = msgspec.structs.replace(RANDOM, halving=SuccessiveHalving())
+    found = search(
+        "s", X, tune, metric="val_accuracy", seed=0, folder=tmp_path, workers=CutOff(trials.peak)
+    )
+    assert [trial.state for trial in found.trials] == ["pruned"]
+    assert (found.best_trial.value, found.best_trial.seen) == (None, 0.1)
 
 
 def test_a_trial_that_cannot_be_trained_is_recorded_with_its_reason(tmp_path):
