@@ -69,6 +69,7 @@ def test_equal_seeds_draw_equal_values_and_others_draw_others(method, tmp_path):
         run(tmp_path / str(i), tune, tables=tables, seed=seed) for i, seed in enumerate((0, 0, 1))
     )
     assert drawn(first) == drawn(again)
+    assert len({trial.values["x"] for trial in first.trials}) == 14
     assert drawn(first) != drawn(other)
 
 
