@@ -68,7 +68,7 @@ _VARIANTS = "variants"
 BEST = "best.lship"
 """The bundle of the verdict's choice, in the run folder."""
 
-_TRAINING_CODE = (
+TRAINING_CODE = (
     "compress/data",
     "compress/networks",
     "compress/train",
@@ -132,7 +132,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
     """
     data = {"samples": task.digest, "name": task.name, "licence": task.licence}
     common = {"data": data, "seed": recipe.seed, "versions": stack_versions()}
-    training = {**common, "code": code_digest(*_TRAINING_CODE)}
+    training = {**common, "code": code_digest(*TRAINING_CODE)}
     exporting = {**common, "code": code_digest(*_EXPORT_CODE)}
     converting = {**common, "litert": litert_version(), "code": code_digest(*_LITERT_CODE)}
     quantizing = {**common, "code": code_digest(*_QUANTIZE_CODE)}
@@ -144,7 +144,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         )
         return key_of({"export": recipe.export, "parent": keras_key, **writing})
 
-    brought = _digest_of_what_the_user_brings(recipe, task)
+    brought = digest_of_what_the_user_brings(recipe, task)
     trained = key_of(
         {"network": recipe.network, "brought": brought, "train": recipe.train, **training}
     )
@@ -518,7 +518,7 @@ def baseline_step(network: Network, train: Fit | None) -> dict[str, object]:
     return dict(msgspec.to_builtins(made))
 
 
-def _digest_of_what_the_user_brings(recipe: Recipe, task: Task) -> str | None:
+def digest_of_what_the_user_brings(recipe: Recipe, task: Task) -> str | None:
     """Return a digest of the network that the user's file or code gives; None for our own.
 
     Code may import other code, so it is what it builds that counts: layers, settings and weights.

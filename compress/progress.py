@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 from compress.train.fit import EpochEnd
+from compress.train.tune import Search
 from deploy.errors import needs_extra
 from deploy.report.results import Results
 
@@ -105,6 +106,58 @@ class ConsoleWatcher:
             if description is None
             else self._bars.add_task(description, total=total, note=note)
         )
+
+
+class SearchWatcher:
+    """Says how a search gets on: a line a trial, and how many are left."""
+
+    def __init__(self) -> None:
+        with needs_extra("compress"):
+            from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._told: set[int] = set()
+        self._here = 0
+        self._began = time.monotonic()
+
+    def trial_ended(self, found: Search) -> None:
+        """Say what became of the trial that is new."""
+        self._here += 1  # what an earlier command did took none of our time
+        left = (time.monotonic() - self._began) / self._here * (found.planned - len(found.trials))
+        for trial in found.trials:
+            if trial.number in self._told:
+                continue
+            self._told.add(trial.number)
+            came_to = (
+                f"{found.metric} {trial.value:.4f}" if trial.value is not None else trial.state
+            )
+            if trial.state == "pruned":
+                came_to += f" after epoch {len(trial.epochs)}"
+            best = "  best so far" if trial.number == found.best else ""
+            values = "  ".join(f"{place} {_short(value)}" for place, value in trial.values.items())
+            self._console.print(
+                f"trial {trial.number}/{found.planned}: {came_to}{best}  {values}"
+                f"{'  ' + trial.reason if trial.reason else ''}  {left:.0f} s left",
+                markup=False,
+            )
+
+    def print_table(self, found: Search) -> None:
+        """Print the best trials on stdout, best first."""
+        finished = [trial for trial in found.trials if trial.value is not None]
+        sign = -1 if found.larger_is_better else 1
+        finished.sort(key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+        for trial in finished[:5]:
+            values = "  ".join(f"{place} {_short(value)}" for place, value in trial.values.items())
+            print(f"{found.metric} {trial.value:.4f}  trial {trial.number}  {values}")
+        pruned = sum(trial.state == "pruned" for trial in found.trials)
+        failed = sum(trial.state == "failed" for trial in found.trials)
+        if not finished:
+            print("no trial has been carried out to its end yet")
+        print(f"{len(finished)} finished, {pruned} pruned, {failed} failed")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def print_table(results: Results) -> None:

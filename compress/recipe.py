@@ -18,6 +18,8 @@ from compress.quantize.aware import QuantizeAware
 from compress.quantize.post_training import OnnxStep
 from compress.steps import LiteRtStep, Step
 from compress.train.fit import Fit
+from compress.train.space import ranges_in
+from compress.train.tune import Tune
 from deploy.bench import Bench
 from deploy.errors import UserError
 from deploy.record import Record
@@ -52,6 +54,9 @@ class Recipe(Record, frozen=True, kw_only=True):
     variants: tuple[Variant, ...] = msgspec.field(name="variant", default=())
     """In an order in which every parent comes before its children."""
     bench: Bench = Bench()
+    tune: Tune | None = None
+    """How `lightship tune` searches a recipe with ranges in the place of values; nothing else looks
+    at it."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -66,6 +71,16 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         UserError: if there is no such recipe, or it is not a valid one; the line says where.
     """
+    tables, where = load_tables(name_or_path)
+    return _without_ranges(tables, where=where)
+
+
+def load_tables(name_or_path: str) -> tuple[dict[str, Any], str]:
+    """Read a recipe as it is written, ranges and all; return its tables and where they stand.
+
+    Raises:
+        UserError: if there is no such recipe, or it is not TOML.
+    """
     shipped = shipped_recipes()
     path = shipped.get(name_or_path, Path(name_or_path))
     try:
@@ -76,7 +91,8 @@ def load_recipe(name_or_path: str) -> Recipe:
             f"{name_or_path}: cannot read this recipe: {reason}; give a TOML file or one of "
             f"{', '.join(shipped)}{_closest(name_or_path, shipped)}"
         ) from error
-    return parse_recipe(text, where=str(path) if path.name != name_or_path else name_or_path)
+    where = str(path) if path.name != name_or_path else name_or_path
+    return _tables(text, where=where), where
 
 
 def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
@@ -84,17 +100,24 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
 
     Raises:
         UserError: if the text is not TOML, a key is unknown, a value has the wrong type or range,
-            a name repeats or does not exist, or a step stands where it cannot run.
+            a name repeats or does not exist, a step stands where it cannot run, or a value is still
+            to be searched for.
     """
-    try:
-        tables = msgspec.toml.decode(text)
-    except msgspec.DecodeError as error:
-        raise UserError(f"{where}: not valid TOML: {error}") from error
+    return _without_ranges(_tables(text, where=where), where=where)
+
+
+def recipe_of(tables: dict[str, Any], *, where: str) -> Recipe:
+    """Return the recipe that the tables of a TOML text spell out.
+
+    Raises:
+        UserError: as ``parse_recipe``, whose tables have been read.
+    """
     # Variants are read one by one, because an error should call them by name, not by number.
-    entries = tables.pop("variant", [])
+    entries = tables.get("variant", [])
     if not isinstance(entries, list):
         raise UserError(f"{where}: variant must be a list of tables: write [[variant]]")
-    recipe: Recipe = decode(tables, Recipe, where=where)
+    others = {key: value for key, value in tables.items() if key != "variant"}
+    recipe: Recipe = decode(others, Recipe, where=where)
     variants = tuple(
         decode(entry, Variant, where=f"{where}: {_title(entry, index)}")
         for index, entry in enumerate(entries)
@@ -105,6 +128,26 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
         )
     ordered = _in_order(variants, where=where)
     return msgspec.structs.replace(recipe, variants=ordered)
+
+
+def _tables(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        return dict(msgspec.toml.decode(text))
+    except msgspec.DecodeError as error:
+        raise UserError(f"{where}: not valid TOML: {error}") from error
+
+
+def _without_ranges(tables: dict[str, Any], *, where: str) -> Recipe:
+    try:
+        place = next((place for place, _ in ranges_in(tables)), None)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if place is not None:
+        raise UserError(
+            f"{where}: {place} is a range, not a value: `lightship tune` searches it and writes "
+            "best.toml, which can be run; or choose a value"
+        )
+    return recipe_of(tables, where=where)
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -123,18 +123,18 @@ def student_quantile(probability: float, freedom: int) -> float:
     '2.2622 2.7764'
     """
     low, high = 0.0, 1.0
-    while _student_cdf(high, freedom) < probability:
+    while student_cdf(high, freedom) < probability:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        if _student_cdf(middle, freedom) < probability:
+        if student_cdf(middle, freedom) < probability:
             low = middle
         else:
             high = middle
     return high
 
 
-def _student_cdf(t: float, freedom: int) -> float:
+def student_cdf(t: float, freedom: int) -> float:
     """The finite sums of Abramowitz and Stegun (1964), 26.7.3 and 26.7.4, for t >= 0."""
     angle = math.atan(t / math.sqrt(freedom))
     odd = freedom % 2

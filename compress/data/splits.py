@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +25,13 @@ Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 
-def load_task(data: Data, *, seed: int) -> Task:
+Fold = Callable[[npt.NDArray[Any]], tuple[Indices, Indices]]
+"""Given what is to be learned of the samples that are not test: which stay, which are held out."""
+
+
+def load_task(
+    data: Data, *, seed: int, fold: Fold | None = None, with_validation: bool = True
+) -> Task:
     """Read a data set, check it and split it.
 
     The source's own test part stays whole. Every other cut is stratified: each class keeps its
@@ -33,6 +40,9 @@ def load_task(data: Data, *, seed: int) -> Task:
     Args:
         data: what to read and how to split it.
         seed: decides which samples go where; equal data and seeds give equal tasks.
+        fold: holds samples out for cross-validation. They stand where the test samples stood, which
+            are left out altogether, and nothing is fitted to them.
+        with_validation: False trains on what would have been the validation part, too.
 
     Raises:
         UserError: if the data are missing, damaged or unfit to learn from, or do not split as asked.
@@ -49,7 +59,15 @@ def load_task(data: Data, *, seed: int) -> Task:
     if test is None:
         taken, rest = _cut(samples.y, rest, source, data, field="test_fraction", rng=rng)
         test = EvalSet(x=samples.x[taken], y=samples.y[taken])
-    validation, train = _cut(samples.y, rest, source, data, field="validation_fraction", rng=rng)
+    if fold is not None:
+        stays, held_out = fold(samples.y[rest])
+        test = EvalSet(x=samples.x[rest[held_out]], y=samples.y[rest[held_out]])
+        rest = rest[stays]
+    validation, train = rest[:0], rest
+    if with_validation:
+        validation, train = _cut(
+            samples.y, rest, source, data, field="validation_fraction", rng=rng
+        )
     if data.train_samples is not None:
         _require_at_most("train_samples", data.train_samples, len(train), data.source)
         if data.train_samples < len(source.labels):
@@ -199,7 +217,7 @@ def _require_fit(source: Labelled, name: str) -> None:
 def _require_finite(x: Array, where: str) -> None:
     if x.dtype.kind != "f":
         return
-    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
     if len(bad):
         raise UserError(
             f"{where}: {len(bad)} of {len(x)} samples hold NaN or infinity, the first at index {bad[0]}"
