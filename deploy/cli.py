@@ -353,17 +353,18 @@ def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
 @threads_option
 @json_option
 def predict_command(bundle: Path, samples: Path, top: int, threads: int, as_json: bool) -> None:
-    """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
+    """Name the class of SAMPLES with BUNDLE: an image, a folder, a .csv table or an .npy array.
 
     \b
     lightship predict model.lship digit.png
     lightship predict model.lship digits/ --top 3 --json
+    lightship predict model.lship patients.csv
     """
     from deploy import load
     from deploy.bundle.samples import read_samples
 
     runtime = load(bundle, threads=threads, warm_up=False)
-    given = read_samples(samples, runtime.metadata.raw)
+    given = read_samples(samples, runtime.metadata.raw, runtime.metadata.preprocess)
     answers = runtime.predict(given.x)
     _ = answers.classes  # refuses NaN
     rows = [
