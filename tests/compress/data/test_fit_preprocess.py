@@ -198,6 +198,14 @@ def test_statistics_are_those_of_numpy_and_no_matter_how_samples_are_kept(raw):
     np.testing.assert_allclose(spec[0].mean, raw.astype(np.float64).mean(axis=0), atol=1e-9)
 
 
+def test_statistics_of_many_blocks_are_those_of_all_samples():
+    raw = np.random.default_rng(0).normal(1000, 3, (5000, 2)).astype(np.float32)
+    raw[:1000] -= 500  # blocks that differ
+    (known,) = fit(Standardize(), raw=raw)
+    np.testing.assert_allclose(known.mean, raw.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(known.std, raw.std(axis=0, dtype=np.float64), rtol=1e-12)
+
+
 STEPS = {
     "standardize": (Standardize(),),
     "scale_to": (ScaleTo(),),
