@@ -183,7 +183,8 @@ def without_leaks(
                 train = train[~leaked]
         else:
             notes.append(
-                f"{name}: {leaked.sum()} {called} samples are also in the test part: what is said of "
-                f'unseen samples is too good; set data.clean.duplicates = "drop"'
+                f"{name}: {leaked.sum()} {called} samples are equal to samples of the test part: if they "
+                f"are copies, what is said of unseen samples is too good; set "
+                f'data.clean.duplicates = "drop"'
             )
     return train, validation, notes

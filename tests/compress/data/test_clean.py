@@ -47,7 +47,7 @@ def test_fingerprints_do_not_depend_on_where_the_samples_are():
 def test_a_sample_of_the_test_part_that_is_learned_from_is_reported(tmp_path):
     task = load(tmp_path, x_train=X, y_train=Y, x_test=X[:3], y_test=Y[:3])
     (note,) = task.notes if len(task.notes) == 1 else (" ".join(task.notes),)
-    assert "also in the test part" in note
+    assert "equal to samples of the test part" in note
     assert 'data.clean.duplicates = "drop"' in note
     assert len(task.train) + len(task.validation) == 60
 
