@@ -406,7 +406,8 @@ class _Fitting:
         return float(counts.argmax())
 
     def _why_not_any(self, entry: int) -> str:
-        named = f"column {self.columns[entry].name!r}" if self.columns else f"entry {entry}"
+        known = self.numeric is not None and len(self.numeric) == len(self.columns)
+        named = f"column {self.columns[entry].name!r}" if known else f"entry {entry}"
         return f"clean: {named} has no value at all in the training part; leave it out"
 
 
@@ -422,4 +423,6 @@ def _per(block: Array, per: Per) -> Array:
 
 
 def _floats(values: Array) -> tuple[float, ...]:
+    if not (np.abs(values) <= _FLOAT32_MAX).all():  # false for NaN too
+        raise UserError("the training samples that reach it hold numbers that float32 cannot hold")
     return tuple(np.asarray(values, np.float64).tolist())

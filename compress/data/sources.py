@@ -142,13 +142,14 @@ def read_source(data: Data) -> Labelled:
             return read_images(Path(where), size=data.size, memory_bytes=memory_bytes)
         case "csv" if data.label_column is not None:
             known = data.table.columns if data.table is not None else ()
+            filled = data.table.missing if data.table is not None else data.clean.fills
             texts = {column.name for column in known if column.categories is not None}
             return read_csv(
                 Path(where),
                 label_column=data.label_column,
                 categorical=texts | set(data.categorical),
                 marks=data.table.marks if data.table else data.clean.missing_marks,
-                missing=data.table.missing if data.table else data.clean.missing != "refuse",
+                missing=filled or data.clean.missing == "drop",
                 memory_bytes=memory_bytes,
             )
         case _:

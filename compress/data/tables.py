@@ -110,6 +110,11 @@ class _Features:
     def __init__(
         self, names: Sequence[str], categorical: Collection[str], marks: tuple[str, ...], path: Path
     ) -> None:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(
+                f"{path}: two columns are called {twice[0]!r}; give each a name of its own"
+            )
         for name in categorical:
             if names.count(name) != 1:
                 raise UserError(

@@ -111,9 +111,8 @@ def _image(path: Path, raw: Tensor, preprocess: Preprocess) -> Array:
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             resized = bool(preprocess) and isinstance(preprocess[0], ImageSize)
-            if (
-                image.size != (width, height) and not resized
-            ):  # the header says it: nothing is unpacked
+            # Known from the header: nothing is unpacked yet.
+            if image.size != (width, height) and not resized:
                 raise UserError(
                     f"{path}: is {image.size[0]}×{image.size[1]} pixels, the model takes "
                     f"{width}×{height}; bring it to that size first"

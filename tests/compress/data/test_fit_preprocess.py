@@ -152,6 +152,18 @@ def test_a_finished_models_table_may_order_its_columns_otherwise():
         ((OneHotCategories(),), RAW, {}, r"preprocess\[0\]: one_hot_categories needs the columns"),
         ((Standardize(), Reshape(shape=(5,))), RAW, {}, r"preprocess\[1\]: reshape to \(5,\)"),
         ((Standardize(),), RAW * np.inf, {}, r"preprocess\[0\]: .*hold NaN or infinity"),
+        (
+            (ScaleTo(),),
+            RAW.astype(np.float64) * 1e300,
+            {},
+            r"preprocess\[0\]: .*that float32 cannot hold",
+        ),
+        (
+            (),
+            RAW.astype(np.float64) * 1e300,
+            {"outliers": Outliers(sigma=1)},
+            "that float32 cannot hold",
+        ),
         ((), RAW * NAN, {"missing": "mean"}, "entry 0 has no value at all in the training part"),
         ((), RAW * NAN, {"missing": "median"}, "entry 0 has no value at all in the training part"),
         (
@@ -260,6 +272,16 @@ def test_whatever_training_holds_does_move_them(tmp_path):
     first = float(before.train.raw[0, 0])
     rows[int(first)] = ("1e9", *rows[int(first)][1:])
     assert spec_of(tmp_path, rows, preprocess=(Standardize(),)).preprocess != before.preprocess
+
+
+def test_rows_with_gaps_may_be_dropped_beside_a_finished_models_preprocessing(tmp_path):
+    rows = [(f"{i}.5" if i % 7 else "", "rgb"[i % 3], "ab"[i % 2]) for i in range(N)]
+    drop = Clean(missing="drop")
+    first = spec_of(tmp_path, rows, clean=drop)
+    again = spec_of(tmp_path, rows, clean=drop, categorical=(), preprocess=first.preprocess)
+    np.testing.assert_array_equal(again.test.x, first.test.x)
+    with pytest.raises(UserError, match="line 2: column 'size' must hold numbers, got ''"):
+        spec_of(tmp_path, rows, preprocess=first.preprocess)
 
 
 def test_a_finished_models_preprocessing_is_taken_as_it_is(tmp_path):
