@@ -64,11 +64,14 @@ def load_task(data: Data, *, seed: int) -> Task:
     else:
         test_prints = fingerprints(test.x)
     validation, train = _cut(samples.y, rest, source, data, field="validation_fraction", rng=rng)
-    train, validation, leaks = without_leaks(
+    kept_train, kept_validation, leaks = without_leaks(
         train, validation, prints=prints, test=test_prints, clean=data.clean, name=data.source
     )
-    for called, part in (("training", train), ("validation", validation)):
-        _require_every_class(samples.y[part], source.labels, f"{data.source}: {called} part")
+    _require_kept(samples.y, train, kept_train, source.labels, f"{data.source}: training part")
+    _require_kept(
+        samples.y, validation, kept_validation, source.labels, f"{data.source}: validation part"
+    )
+    train, validation = kept_train, kept_validation
     if data.train_samples is not None:
         _require_at_most("train_samples", data.train_samples, len(train), data.source)
         if data.train_samples < len(source.labels):
@@ -245,12 +248,16 @@ def _require_fit(source: Labelled, data: Data) -> None:
         )
 
 
-def _require_every_class(y: npt.NDArray[np.int64], labels: Sequence[str], where: str) -> None:
+def _require_kept(
+    y: npt.NDArray[Any], before: Indices, after: Indices, labels: Sequence[str], where: str
+) -> None:
     """Refuse a part that lost a class with its duplicates."""
-    absent = np.flatnonzero(np.bincount(y, minlength=len(labels)) == 0)
-    if len(absent):
+    if len(after) == len(before) or y.ndim > 1 or y.dtype.kind not in "iu":
+        return
+    lost = np.setdiff1d(y[before], y[after])
+    if len(lost):
         raise UserError(
-            f"{where}: no sample of class {labels[absent[0]]!r} is left without duplicates; "
+            f"{where}: no sample of class {labels[lost[0]]!r} is left without duplicates; "
             f'add some or set data.clean.duplicates = "keep"'
         )
 
@@ -323,5 +330,6 @@ def _digest(task: Task, columns: Sequence[Column], parts: Sequence[npt.NDArray[n
         digest.update(f"{split.raw.dtype.str} {split.raw.shape}".encode())
         for array in (prints, split.y):
             digest.update(f"{array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            for block in blocks(array):
+                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
