@@ -67,11 +67,34 @@ def data_options(command: Command) -> Command:
             "source",
             required=True,
             metavar="SOURCE",
-            help="mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, idx:FOLDER, images:FOLDER "
-            "or csv:PATH.",
+            help="mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, npy:FOLDER, idx:FOLDER, "
+            "images:FOLDER or csv:PATH.",
         ),
         click.option(
             "--label-column", metavar="NAME", help="The column of a csv: that is the class."
+        ),
+        click.option(
+            "--categorical",
+            multiple=True,
+            metavar="NAME",
+            help="A column of a csv: that holds texts.",
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=1),
+            nargs=2,
+            metavar="HEIGHT WIDTH",
+            help="Bring the images of a folder to one size.",
+        ),
+        click.option(
+            "--clean",
+            metavar="RULES",
+            help='What is put right first, as in a recipe: \'{"missing": "median"}\'.',
+        ),
+        click.option(
+            "--augment",
+            metavar="LIST",
+            help='What training does to its batches, as in a recipe: \'[{"kind": "shift"}]\'.',
         ),
         click.option("--train-samples", type=click.IntRange(min=1), help="Use only so many."),
         click.option(
@@ -716,8 +739,11 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
         from compress.data.sources import Data
         from compress.data.splits import load_task
 
-    names = ("source", "label_column", "train_samples")
+    names = ("source", "label_column", "categorical", "image_size", "train_samples")
     given = {name: options[name] for name in names if options[name] is not None}
+    for name, kind in (("clean", dict[str, Any]), ("augment", list[Any])):
+        if options[name] is not None:
+            given[name] = _json_value(name, options[name], kind)
     asked = options["preprocess"]
     if asked == "none":
         given["preprocess"] = []
@@ -725,7 +751,22 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
         given["preprocess"] = _json_list(asked)
     elif asked is None and like is not None:
         given["preprocess"] = preprocess_of(like)
-    return load_task(_convert(given, Data), seed=options["split_seed"])
+    task = load_task(_convert(given, Data), seed=options["split_seed"])
+    for note in task.notes:
+        click.echo(f"warning: {note}", err=True)
+    return task
+
+
+def _json_value(name: str, text: str, kind: Any) -> Any:
+    """Return what a JSON text spells out for an option."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text.encode(), type=kind)
+    except msgspec.DecodeError as error:
+        raise UserError(
+            f"--{name}: must be JSON as in data.{name} of a recipe ({error}), got {text!r}"
+        ) from error
 
 
 def _json_list(text: str) -> list[Any]:

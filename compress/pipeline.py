@@ -237,7 +237,7 @@ def run(
         created=now.isoformat(timespec="seconds"),
         reproduce=Reproduce(command=command, recipe=to_toml(recipe)),
         history=making.histories(),
-        warnings=_warnings(recipe),
+        warnings=[*task.notes, *_warnings(recipe)],
     )
     (out / BEST).unlink(missing_ok=True)  # an earlier run's choice
     making.publish(folders, out)

@@ -6,12 +6,12 @@ import difflib
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
-from compress.data.sources import Data
+from compress.data.sources import FILE_KINDS, Data
 from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
@@ -68,6 +68,8 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe that ships with the package, by name, or a TOML file, by path.
 
+    The place of its data is looked for beside the file first, then in the working folder.
+
     Raises:
         UserError: if there is no such recipe, or it is not a valid one; the line says where.
     """
@@ -92,7 +94,20 @@ def load_tables(name_or_path: str) -> tuple[dict[str, Any], str]:
             f"{', '.join(shipped)}{_closest(name_or_path, shipped)}"
         ) from error
     where = str(path) if path.name != name_or_path else name_or_path
-    return _tables(text, where=where), where
+    tables = _tables(text, where=where)
+    data = tables.get("data")
+    if isinstance(data, dict) and isinstance(data.get("source"), str):
+        data["source"] = _beside(data["source"], path.parent)
+    return tables, where
+
+
+def _beside(source: str, folder: Path) -> str:
+    """Return a source whose place lies beside the recipe with that place; any other as it is."""
+    kind, _, place = source.partition(":")
+    if kind in FILE_KINDS and place and not Path(place).is_absolute():
+        found = folder / place
+        return f"{kind}:{found}" if found.exists() else source
+    return source
 
 
 def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
@@ -248,44 +263,80 @@ def _hint(message: str, value: Any, kind: Any, place: str) -> str:
         keys = [field.encode_name for field in _fields_at(value, kind, place)]
         name = unknown.group(1)
         return f"unknown key {name!r}; there are {', '.join(keys)}{_closest(name, keys)}"
-    if message.startswith("Invalid value") and place.endswith("kind"):
-        known = sorted(_structs_by_tag(_type_at(value, kind, place.rpartition(".")[0])))
-        return f"no such kind {got!r}; there are {', '.join(known)}{_closest(str(got), known)}"
+    table, _, last = place.rpartition(".")
+    if message.startswith("Invalid value") and last in {"kind", "op"}:
+        known = sorted(_structs_by_tag(_type_at(value, kind, table)))
+        return f"no such {last} {got!r}; there are {', '.join(known)}{_closest(str(got), known)}"
+    if message.startswith("Invalid enum value"):
+        known = [str(choice) for choice in _choices(_type_at(value, kind, place))]
+        return f"no such value {got!r}; there are {', '.join(known)}{_closest(str(got), known)}"
     if got is not None and not isinstance(got, dict | list):
         return f"{message}, got {got!r}"
     return message
 
 
+def _parts(place: str) -> list[str]:
+    """Return the keys and list numbers of a place.
+
+    >>> _parts("data.preprocess[0].op")
+    ['data', 'preprocess', '0', 'op']
+    """
+    return re.findall(r"[^.\[\]]+", place)
+
+
 def _value_at(value: Any, place: str) -> Any:
-    """Return what stands at a dotted place, or None if the path goes through a list."""
-    for part in filter(None, place.split(".")):
-        if not isinstance(value, dict) or part not in value:
+    """Return what stands at a place, or None if nothing does."""
+    for part in _parts(place):
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        else:
             return None
-        value = value[part]
     return value
 
 
 def _type_at(value: Any, kind: Any, place: str) -> Any:
-    """Return the type that the recipe wants at a dotted place."""
-    for part in filter(None, place.split(".")):
-        fields = {field.encode_name: field for field in _fields_at(value, kind, "")}
-        if part not in fields:
-            return None
-        value, kind = _value_at(value, part), fields[part].type
+    """Return the type that the recipe wants at a place."""
+    for part in _parts(place):
+        inner = _value_at(value, part)
+        if isinstance(value, list):
+            kind = _item_of(kind)
+        else:
+            fields = {field.encode_name: field for field in _fields_at(value, kind, "")}
+            if part not in fields:
+                return None
+            kind = fields[part].type
+        value = inner
     return kind
 
 
+def _item_of(kind: Any) -> Any:
+    """Return the type of the items of a list, through a union with None."""
+    for member in (kind, *get_args(kind)):
+        if get_origin(member) in {tuple, list}:
+            return get_args(member)[0]
+    return None
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Return the values that a type admits, if it names them."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(choice for member in get_args(kind) for choice in _choices(member))
+
+
 def _fields_at(value: Any, kind: Any, place: str) -> tuple[msgspec.structs.FieldInfo, ...]:
-    """Return the fields of the table that the recipe wants at a dotted place."""
+    """Return the fields of the table that the recipe wants at a place."""
     wanted = _structs_by_tag(_type_at(value, kind, place) if place else kind)
     got = _value_at(value, place)
-    tag = got.get("kind") if isinstance(got, dict) else None
+    tag = (got.get("kind") or got.get("op")) if isinstance(got, dict) else None
     struct = wanted.get(str(tag)) or (next(iter(wanted.values())) if len(wanted) == 1 else None)
     return msgspec.structs.fields(struct) if struct else ()
 
 
 def _structs_by_tag(kind: Any) -> dict[str, type[msgspec.Struct]]:
-    """Return the tables that a type admits, by the value of their ``kind`` key."""
+    """Return the tables that a type admits, by the value of their ``kind`` or ``op`` key."""
     members = (kind, *get_args(kind))
     structs = [m for m in members if isinstance(m, type) and issubclass(m, msgspec.Struct)]
     return {str(struct.__struct_config__.tag): struct for struct in structs}

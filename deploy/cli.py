@@ -658,7 +658,7 @@ def predict_command(
     memory_limit: str | None,
     as_json: bool,
 ) -> None:
-    """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
+    """Name the class of SAMPLES with BUNDLE: an image, a folder, a .csv table or an .npy array.
 
     With --watch it answers for each file in the folder once it is whole, and goes on until Ctrl-C or
     SIGTERM; --json prints one line of JSON a sample then.
@@ -666,6 +666,7 @@ def predict_command(
     \b
     lightship predict model.lship digit.png
     lightship predict model.lship digits/ --top 3 --json
+    lightship predict model.lship patients.csv
     lightship predict model.lship --watch camera/ --json
     """
     from deploy import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -12,6 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.errors import UserError
+from deploy.streams import (
+    MEMORY_BYTES,
+    Samples,
+    Spool,
+    Stream,
+    blocks,
+    read_npy_header,
+    write_samples,
+)
 
 Array = npt.NDArray[Any]
 
@@ -20,9 +30,12 @@ _LARGEST_BYTES = 1 << 34
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSet:
-    """Raw samples ``x`` of shape ``(n, ...)`` and their classes ``y`` of shape ``(n,)``."""
+    """Raw samples ``x`` of shape ``(n, ...)`` and their classes ``y`` of shape ``(n,)``.
 
-    x: Array
+    Where they are too many for memory, ``x`` reads them from disk when they are asked for.
+    """
+
+    x: Samples
     y: npt.NDArray[np.int64]
 
     @staticmethod
@@ -38,23 +51,44 @@ class EvalSet:
 
     def save(self, path: Path) -> None:
         """Write the set as a compressed ``.npz`` that ``load`` reads back unchanged."""
+        if isinstance(self.x, Stream):
+            _save_blocks(path, x=self.x, y=self.y)
+            return
         with path.open("wb") as file:  # given a path, numpy would append .npz to its name
             np.savez_compressed(file, x=self.x, y=self.y)
 
 
-def read_arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Array, ...]:
+def _save_blocks(path: Path, **arrays: Samples) -> None:
+    """Write what ``np.savez_compressed`` writes, a few megabytes at a time."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, samples in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                about = {
+                    "descr": np.lib.format.dtype_to_descr(samples.dtype),
+                    "fortran_order": False,
+                    "shape": samples.shape,
+                }
+                np.lib.format.write_array_header_1_0(file, about)
+                for block in blocks(samples):
+                    write_samples(file, block)
+
+
+def read_arrays(
+    path: Path, *choices: tuple[str, ...], memory_bytes: int = MEMORY_BYTES
+) -> tuple[Samples, ...]:
     """Read from an ``.npz`` file the first of several groups of arrays that it holds whole.
 
     Args:
         path: the file.
         choices: groups of array names, the best first.
+        memory_bytes: a larger array is unpacked to disk, and read from there when asked for.
 
     Raises:
         UserError: if the file is missing, is no ``.npz``, holds none of the groups, or holds
             Python objects in place of numbers.
     """
     try:
-        return _read(path, choices)
+        return _read(path, choices, memory_bytes)
     except UserError:
         raise
     except FileNotFoundError:
@@ -70,7 +104,9 @@ def read_arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Array, ...]:
         raise UserError(f"{path}: not a readable .npz file ({_one_line(error)})") from error
 
 
-def _read(path: Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Array, ...]:
+def _read(
+    path: Path, choices: tuple[tuple[str, ...], ...], memory_bytes: int
+) -> tuple[Samples, ...]:
     with path.open("rb") as file, warnings.catch_warnings():
         # numpy advises whoever reads a file of Python 2 to write it anew.
         warnings.simplefilter("ignore")
@@ -86,7 +122,10 @@ def _read(path: Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Array, ...]
         with np.load(file, allow_pickle=False) as arrays:
             for names in choices:
                 if set(names) <= set(arrays):
-                    return tuple(_numbers(arrays[name], f"{path}: {name}") for name in names)
+                    return tuple(
+                        _numbers(_unpacked(arrays, name, memory_bytes), f"{path}: {name}")
+                        for name in names
+                    )
             raise UserError(
                 f"{path}: needs arrays named "
                 f"{' or '.join(', '.join(names) for names in choices)}; "
@@ -94,7 +133,24 @@ def _read(path: Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Array, ...]
             )
 
 
-def pair(x: Array, y: Array, *, where: str) -> EvalSet:
+def _unpacked(arrays: Any, name: str, memory_bytes: int) -> Samples:
+    """Return one array of an ``.npz``: from a file on disk if it would not fit into memory."""
+    member = f"{name}.npy"
+    archive: zipfile.ZipFile = arrays.zip
+    if member not in archive.namelist() or archive.getinfo(member).file_size <= memory_bytes:
+        return arrays[name]
+    with archive.open(member) as packed:
+        shape, dtype = read_npy_header(packed)
+        spool = Spool(0)
+        while piece := packed.read(1 << 22):  # the end checks the checksum of what was read
+            spool.add(np.frombuffer(piece, np.uint8))
+    content = spool.finish()
+    if len(content) != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{name} promises {shape} {dtype} and holds {len(content)} bytes")
+    return content.read_as(shape, dtype, offset=0)
+
+
+def pair(x: Samples, y: Array, *, where: str) -> EvalSet:
     """Return samples and their classes as a set, once they are known to pair.
 
     Args:
@@ -109,6 +165,7 @@ def pair(x: Array, y: Array, *, where: str) -> EvalSet:
     >>> pair(np.zeros((2, 3)), np.array([[1], [0]]), where="here").y.tolist()
     [1, 0]
     """
+    y = np.asarray(y)
     y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
     if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
         raise UserError(
@@ -128,7 +185,7 @@ def pair(x: Array, y: Array, *, where: str) -> EvalSet:
     return EvalSet(x=x, y=y.astype(np.int64))
 
 
-def _numbers(array: Array, where: str) -> Array:
+def _numbers(array: Samples, where: str) -> Samples:
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where} must hold real numbers, got {array.dtype}")
     return array

@@ -14,19 +14,28 @@ import numpy.typing as npt
 from compress.data.labelled import Labelled
 from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
+from deploy.preprocess import resize_images
+from deploy.streams import MEMORY_BYTES, Spool, choose
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _GREY = ("1", "L", "LA")
 _COLOUR = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
 
 
-def read_images(folder: Path) -> Labelled:
+def read_images(
+    folder: Path, *, size: tuple[int, int] | None = None, memory_bytes: int = MEMORY_BYTES
+) -> Labelled:
     """Read PNG and JPEG images from one sub-folder per class, which gives the class its name.
 
     If the folder holds ``train/`` and ``test/``, the class folders lie in those. Samples are uint8
     ``(n, height, width, channels)``: one channel if every image is grey, else three. Transparency
-    and the orientation that a camera notes are ignored. All images must have one size: arrays of
-    different sizes do not stack, so that no ``resize`` of the preprocessing could reach them.
+    and the orientation that a camera notes are ignored.
+
+    Args:
+        folder: where they lie.
+        size: height and width that all images are brought to, as ``ImageSize`` says; None demands
+            that all have one size.
+        memory_bytes: more than this is kept on disk, each image decoded once.
 
     Raises:
         UserError: if a folder or image is missing, unreadable, of another kind or another size.
@@ -37,17 +46,19 @@ def read_images(folder: Path) -> Labelled:
     parts = {path.name for path in _folders(folder)}
     if not {"train", "test"} <= parts:
         labels = tuple(sorted(parts))
-        return Labelled(train=_stack(_files(folder, labels)), test=None, labels=labels)
+        train = _stack(_files(folder, labels), size, memory_bytes)
+        return Labelled(train=train, test=None, labels=labels)
     if len(parts) > 2:
         others = ", ".join(sorted(parts - {"train", "test"}))
         raise UserError(f"{folder}: beside train and test lie {others}; keep only train and test")
     labels = tuple(path.name for path in _folders(folder / "train"))
     in_train = _files(folder / "train", labels)
     # Both at once: one image in colour, or of another size, concerns both parts.
-    both = _stack(in_train + _files(folder / "test", labels))
+    both = _stack(in_train + _files(folder / "test", labels), size, memory_bytes)
+    first, rest = np.split(np.arange(len(both.y)), [len(in_train)])
     return Labelled(
-        train=EvalSet(x=both.x[: len(in_train)], y=both.y[: len(in_train)]),
-        test=EvalSet(x=both.x[len(in_train) :], y=both.y[len(in_train) :]),
+        train=EvalSet(x=choose(both.x, first), y=both.y[first]),
+        test=EvalSet(x=choose(both.x, rest), y=both.y[rest]),
         labels=labels,
     )
 
@@ -91,22 +102,25 @@ def _all_grey(files: Sequence[tuple[Path, int]]) -> bool:
     return modes <= set(_GREY)
 
 
-def _stack(files: Sequence[tuple[Path, int]]) -> EvalSet:
-    """Read the images into one array."""
+def _stack(
+    files: Sequence[tuple[Path, int]], size: tuple[int, int] | None, memory_bytes: int
+) -> EvalSet:
+    """Read the images into one array, or one file on disk."""
     grey = _all_grey(files)
     first = files[0][0]
     with _opened(first) as image:
         width, height = image.size
-    x = np.empty((len(files), height, width, 1 if grey else 3), np.uint8)
-    for index, (path, _) in enumerate(files):
+    spool = Spool(memory_bytes)
+    for path, _ in files:
         pixels = _pixels(path, "L" if grey else "RGB")
-        if pixels.shape[:2] != (height, width):
+        if size is None and pixels.shape[:2] != (height, width):
             raise UserError(
                 f"{path}: is {pixels.shape[1]}×{pixels.shape[0]} pixels and {first} is "
-                f"{width}×{height}; bring all images to one size first"
+                f"{width}×{height}; set data.image_size = [height, width], or bring all to one size"
             )
-        x[index] = pixels.reshape(x.shape[1:])
-    return EvalSet(x=x, y=np.array([label for _, label in files], np.int64))
+        images = pixels.reshape(1, *pixels.shape[:2], 1 if grey else 3)
+        spool.add(images if size is None else resize_images(images, *size))
+    return EvalSet(x=spool.finish(), y=np.array([label for _, label in files], np.int64))
 
 
 def _pixels(path: Path, mode: str) -> npt.NDArray[np.uint8]:

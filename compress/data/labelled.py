@@ -8,6 +8,7 @@ import numpy as np
 
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
+from deploy.preprocess import Column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +20,14 @@ class Labelled:
         test: the source's own test part, or None where it has none.
         labels: a name per class.
         licence: licence of the data, one line; "unknown" where the source does not say.
+        columns: of a table, with every category of its parts, in the order of the codes in ``x``.
     """
 
     train: EvalSet
     test: EvalSet | None
     labels: tuple[str, ...]
     licence: str = "unknown"
+    columns: tuple[Column, ...] = ()
 
 
 def numbered_labels(part: EvalSet, *, where: str) -> tuple[str, ...]:

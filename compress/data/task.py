@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from compress.data.augment import Augment
 from deploy.preprocess import Preprocess
-
-Array = npt.NDArray[Any]
+from deploy.streams import Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """One part of a data set.
+
+    ``raw`` and ``x`` are arrays, or streams where they would not fit into memory: index them.
 
     Attributes:
         raw: samples as the source gave them, ``(n, ...)``; what a device would receive.
@@ -23,8 +24,8 @@ class Split:
         y: classes, int64 ``(n,)``, counted from 0.
     """
 
-    raw: Array
-    x: Array
+    raw: Samples
+    x: Samples
     y: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -40,10 +41,13 @@ class Task:
 
     Attributes:
         name: the data source, as its user wrote it.
-        digest: sha256 over the samples, labels, splits and preprocessing: equal digests, equal task.
+        digest: sha256 over the samples, labels, splits, preprocessing and augmentation: equal
+            digests, equal task.
         licence: licence of the data, one line.
         labels: a name per class.
         preprocess: how ``raw`` becomes ``x``.
+        augment: what training does to its batches of ``train.x``.
+        notes: what a reader of results has to know of the data, one line each.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Task:
     calibration: Split
     validation: Split
     test: Split
+    augment: tuple[Augment, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

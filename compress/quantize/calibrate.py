@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.errors import UserError
+from deploy.streams import Samples, blocks
 
-Array = npt.NDArray[Any]
 Calibration = Literal["minmax", "entropy", "percentile"]
 
 _BATCH = 32
@@ -22,16 +22,16 @@ _BATCH = 32
 class _Once:
     """What ONNX Runtime's calibrators read from: one batch, then the end."""
 
-    def __init__(self, inputs: dict[str, Array]) -> None:
-        self._left: list[dict[str, Array]] = [inputs]
+    def __init__(self, inputs: dict[str, npt.NDArray[Any]]) -> None:
+        self._left: list[dict[str, npt.NDArray[Any]]] = [inputs]
 
-    def get_next(self) -> dict[str, Array] | None:
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         return self._left.pop() if self._left else None
 
 
 def calibrate(
     model: Any,
-    x: Array,
+    x: Samples,
     *,
     method: Calibration,
     percentile: float,
@@ -123,7 +123,7 @@ def _float_input(graph: Any) -> Any:
     return graph_input
 
 
-def _check_samples(x: Array, graph_input: Any) -> None:
+def _check_samples(x: Samples, graph_input: Any) -> None:
     if len(x) == 0:
         raise UserError("calibration: needs at least one sample, got none")
     axes = graph_input.type.tensor_type.shape.dim
@@ -133,7 +133,8 @@ def _check_samples(x: Array, graph_input: Any) -> None:
             f"calibration: samples must have the shape {shape} of the model's input "
             f"{graph_input.name!r}, got {x.shape[1:]}"
         )
-    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    fit = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks(x)]
+    finite = np.concatenate(fit)
     if not finite.all():
         raise UserError(
             f"calibration: samples must be finite, got NaN or infinity in sample "

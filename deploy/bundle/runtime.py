@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deploy.bundle.opened import Bundle, open_bundle
 from deploy.errors import UserError
 
 Array = npt.NDArray[Any]
+Row = Mapping[str, object]
 
 _NAN = "the model answered NaN; look for NaN or huge numbers in the samples"
 
@@ -127,12 +129,17 @@ class Runtime:
         if warm_up:
             self._model.scores(bundle.golden.x[:1])
 
-    def predict(self, samples: npt.ArrayLike | str | os.PathLike[str]) -> Predictions:
+    def predict(
+        self,
+        samples: npt.ArrayLike | str | os.PathLike[str] | Row | Sequence[Row],
+    ) -> Predictions:
         """Answer for raw samples, as a camera or the data set gives them.
 
         Args:
             samples: one sample of shape ``metadata.raw.shape``, or several with one axis more in
-                front; or the path of an image, a folder of images or an ``.npy`` array.
+                front; or the path of an image, a folder of images, a ``.csv`` table or an ``.npy``
+                array; or, where samples are rows of a table, a row or a list of rows that name
+                each value by its column.
 
         Raises:
             UserError: if the samples are not of that shape and type, or a file is not readable.
@@ -141,7 +148,9 @@ class Runtime:
         if isinstance(samples, str | os.PathLike):
             from deploy.bundle.samples import read_samples
 
-            samples = read_samples(Path(samples), self.metadata.raw).x
+            samples = read_samples(Path(samples), self.metadata.raw, self.metadata.preprocess).x
+        elif isinstance(samples, Mapping) or _are_rows(samples):
+            samples = self._from_rows([samples] if isinstance(samples, Mapping) else samples)
         raw = np.asarray(samples)
         if raw.shape == self._raw_shape:
             raw = raw[None]
@@ -158,6 +167,15 @@ class Runtime:
         least between a program and the session.
         """
         return Predictions(self._run(inputs), self.labels, logits=self._logits)
+
+    def _from_rows(self, rows: Any) -> Array:
+        """Return the samples that rows with a value a column stand for."""
+        from deploy.tables import samples_of, table_of
+
+        table = table_of(self.metadata.preprocess)
+        if table is None:
+            raise UserError(f"{self._model.where}: its samples are no rows of a table; give arrays")
+        return samples_of(rows, table, where=self._model.where)
 
     def _as_raw(self, raw: Array) -> Array:
         """Return samples in the type that the preprocessing was made for, unless values would change."""
@@ -180,6 +198,10 @@ class Runtime:
                 f"{where}: takes {wanted} samples, got values from {raw.min()} to {raw.max()}"
             )
         return raw.astype(wanted)
+
+
+def _are_rows(samples: object) -> bool:
+    return isinstance(samples, list | tuple) and bool(samples) and isinstance(samples[0], Mapping)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Samples to predict, from image files, folders of them and arrays."""
+"""Samples to predict, from image files, folders of them, tables and arrays."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from deploy.bundle.manifest import Tensor
 from deploy.errors import UserError, needs_extra
+from deploy.preprocess import ImageSize, Preprocess, resize_images
+from deploy.tables import read_rows, samples_of, table_of
 
 Array = npt.NDArray[Any]
 
@@ -32,12 +34,15 @@ class Samples:
     names: tuple[str, ...]
 
 
-def read_samples(path: Path, raw: Tensor) -> Samples:
+def read_samples(path: Path, raw: Tensor, preprocess: Preprocess = ()) -> Samples:
     """Read what a bundle can answer for.
 
     Args:
-        path: a PNG or JPEG image, a folder of such, or an ``.npy`` file with one sample or several.
-        raw: what one sample is; images become grey or coloured to fit it, but keep their size.
+        path: a PNG or JPEG image, a folder of such, a ``.csv`` table with a header line, or an
+            ``.npy`` file with one sample or several.
+        raw: what one sample is; images become grey or coloured to fit it.
+        preprocess: the model's own; images keep their size unless it begins with ``image_size``,
+            and it begins with ``table`` if samples are rows of a table.
 
     Raises:
         UserError: if a file is missing, unreadable, or of another size.
@@ -47,13 +52,18 @@ def read_samples(path: Path, raw: Tensor) -> Samples:
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES)
         if not files:
             raise UserError(f"{path}: holds no .png or .jpg images; give a folder that does")
-        return Samples(np.stack([_image(p, raw) for p in files]), tuple(p.name for p in files))
+        x = np.stack([_image(p, raw, preprocess) for p in files])
+        return Samples(x, tuple(p.name for p in files))
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give an image, a folder of images or an .npy array")
+        raise UserError(
+            f"{path}: no such file; give an image, a folder of images, a .csv table or an .npy array"
+        )
     if path.suffix.lower() in _IMAGES:
-        return Samples(_image(path, raw)[None], (path.name,))
+        return Samples(_image(path, raw, preprocess)[None], (path.name,))
+    if path.suffix.lower() == ".csv":
+        return _rows(path, preprocess)
     if path.suffix.lower() != ".npy":
-        raise UserError(f"{path}: must be a .png, .jpg or .npy file, or a folder of images")
+        raise UserError(f"{path}: must be a .png, .jpg, .csv or .npy file, or a folder of images")
     array = _array(path)
     x = array[None] if array.shape == raw.shape else array
     return Samples(x, tuple(f"{path.name}[{index}]" for index in range(len(x))))
@@ -85,7 +95,15 @@ def _array(path: Path) -> Array:
     return np.asarray(array)
 
 
-def _image(path: Path, raw: Tensor) -> Array:
+def _rows(path: Path, preprocess: Preprocess) -> Samples:
+    table = table_of(preprocess)
+    if table is None:
+        raise UserError(f"{path}: this model's samples are no rows of a table; give an .npy array")
+    x = samples_of(read_rows(path), table, where=str(path))
+    return Samples(x, tuple(f"{path.name}[{index}]" for index in range(len(x))))
+
+
+def _image(path: Path, raw: Tensor, preprocess: Preprocess) -> Array:
     """Read one image: transparency, and the orientation that a camera notes, are ignored."""
     height, width, *rest = (*raw.shape, 0, 0)[: max(2, len(raw.shape))]
     mode = _MODES.get(rest[0] if rest else 1)
@@ -98,7 +116,9 @@ def _image(path: Path, raw: Tensor) -> Array:
         from PIL import Image
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.size != (width, height):  # known from the header: nothing is unpacked yet
+            resized = bool(preprocess) and isinstance(preprocess[0], ImageSize)
+            # Known from the header: nothing is unpacked yet.
+            if image.size != (width, height) and not resized:
                 raise UserError(
                     f"{path}: is {image.size[0]}×{image.size[1]} pixels, the model takes "
                     f"{width}×{height}; bring it to that size first"
@@ -107,4 +127,6 @@ def _image(path: Path, raw: Tensor) -> Array:
     # What Pillow's PNG and JPEG readers raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable PNG or JPEG image ({error})") from error
+    if resized:
+        pixels = resize_images(pixels.reshape(1, *pixels.shape[:2], -1), height, width)
     return pixels.reshape(raw.shape)

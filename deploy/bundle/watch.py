@@ -43,7 +43,7 @@ def answers(runtime: Runtime, path: Path, *, top: int) -> list[Answer]:
     Raises:
         UserError: as ``read_samples`` and ``Predictions.classes`` do.
     """
-    given = read_samples(path, runtime.metadata.raw)
+    given = read_samples(path, runtime.metadata.raw, runtime.metadata.preprocess)
     found = runtime.predict(given.x)
     _ = found.classes  # refuses NaN
     rows = [

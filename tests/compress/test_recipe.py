@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from compress.networks import LeNet5
@@ -124,6 +127,41 @@ MISTAKES = {
     "nothing to train": (HEAD.split("[train]", maxsplit=1)[0], "train: .* has to be trained"),
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),
     "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: .*`name`"),
+    "a value that is none of a few": (
+        HEAD.replace("epochs = 1", "epochs = 1\nloss = 'crossentropy'"),
+        r"train.loss: no such value 'crossentropy'; .*did you mean cross_entropy\?",
+    ),
+    "a value that is none of a few, in a step": (
+        HEAD + variant("a", "baseline", '{ kind = "quantize_static", calibration = "max" }'),
+        r"variant 'a': step.calibration: no such value 'max'; there are minmax, entropy, percentile",
+    ),
+    "a value that is none of a few, or nothing": (
+        HEAD + variant("a", "baseline", '{ kind = "quantize_static", target = "arm" }'),
+        r"step.target: no such value 'arm'; there are x86-vnni, x86-avx2, arm64 \(did you mean arm64",
+    ),
+    "a value that is none of a few, in a list": (
+        HEAD.replace(
+            "[network]",
+            "preprocess = [{ op = 'scale' }, { op = 'cast', dtype = 'int' }]\n[network]",
+        ),
+        r"data.preprocess\[1\].dtype: no such value 'int'; there are float32, int32, int64, uint8",
+    ),
+    "an unknown operation": (
+        HEAD.replace("[network]", "preprocess = [{ op = 'standardise' }]\n[network]"),
+        r"data.preprocess\[0\].op: no such op 'standardise'; .*did you mean standardize\?",
+    ),
+    "an unknown key of an operation": (
+        HEAD.replace("[network]", "preprocess = [{ op = 'scale', faktor = 2 }]\n[network]"),
+        r"data.preprocess\[0\]: unknown key 'faktor'; there are .*did you mean factor\?",
+    ),
+    "an unknown augmentation": (
+        HEAD.replace("[network]", "augment = [{ kind = 'rotate' }]\n[network]"),
+        r"data.augment\[0\].kind: no such kind 'rotate'; .*did you mean rotation\?",
+    ),
+    "a rule of cleaning that contradicts itself": (
+        HEAD.replace("[network]", "clean = { missing = 'constant' }\n[network]"),
+        "data.clean: missing_value goes with",
+    ),
     "unknown source": (HEAD.replace("mnist-sample", "minst"), r"source 'minst' is unknown"),
 }
 
@@ -141,7 +179,32 @@ def test_a_recipe_that_does_not_exist_names_those_that_ship():
         load_recipe("lenet5")
 
 
+def test_data_are_looked_for_beside_the_recipe_first_then_in_the_working_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "r.toml").write_text(HEAD.replace("mnist-sample", "npz:a.npz"))
+    (tmp_path / "a.npz").touch()
+    assert load_recipe("mine/r.toml").data.source == "npz:a.npz"
+    (folder / "a.npz").touch()
+    assert load_recipe("mine/r.toml").data.source == "npz:mine/a.npz"
+    assert load_recipe(str(folder / "r.toml")).data.source == f"npz:{folder}/a.npz"
+    absolute = HEAD.replace("mnist-sample", f"npz:{tmp_path}/b.npz")
+    (folder / "r.toml").write_text(absolute)
+    assert load_recipe("mine/r.toml").data.source == f"npz:{tmp_path}/b.npz"
+
+
 def test_a_recipe_that_is_not_text_is_one_line(tmp_path):
     (tmp_path / "a.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         load_recipe(str(tmp_path / "a.toml"))
+
+
+def test_the_examples_of_the_page_on_data_are_recipes():
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    examples = re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        parse_recipe(HEAD.replace('[data]\nsource = "mnist-sample"\n', example))

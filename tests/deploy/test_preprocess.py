@@ -8,7 +8,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploy.errors import UserError
-from deploy.preprocess import Cast, Normalize, OneHot, Op, Reshape, Resize, Scale, apply
+from deploy.preprocess import (
+    Cast,
+    Clip,
+    Column,
+    Fill,
+    ImageSize,
+    Normalize,
+    OneHot,
+    OneHotColumns,
+    Op,
+    Pad,
+    Reshape,
+    Resize,
+    Scale,
+    Table,
+    apply,
+)
 
 sizes = st.integers(1, 1000)
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -24,6 +40,18 @@ ops = st.one_of(
     st.builds(Reshape, shape=st.lists(sizes, max_size=4).map(tuple)),
     st.builds(Resize, height=sizes, width=sizes),
     st.builds(OneHot, depth=sizes),
+    st.builds(Clip, low=st.tuples(numbers), high=st.just((float(np.finfo(np.float32).max),))),
+    st.builds(Fill, values=st.lists(numbers, max_size=4).map(tuple)),
+    st.builds(Pad, height=sizes, width=sizes, value=numbers),
+    st.builds(ImageSize, height=sizes, width=sizes),
+    st.builds(
+        Table,
+        columns=st.lists(st.text(), unique=True, min_size=1, max_size=3).map(
+            lambda names: tuple(Column(name=name, categories=("a", name)) for name in names)
+        ),
+        missing=st.booleans(),
+    ),
+    st.builds(OneHotColumns, columns=st.just((0, 2)), depths=st.tuples(sizes, sizes)),
 )
 images = hnp.arrays(np.uint8, st.tuples(*[st.integers(1, 5)] * 3, st.sampled_from([1, 3])))
 
@@ -44,6 +72,21 @@ def test_a_sample_alone_gives_the_same_numbers_as_in_its_batch(batch):
     )
     alone = [apply(spec, batch[index : index + 1]) for index in range(len(batch))]
     np.testing.assert_array_equal(apply(spec, batch), np.concatenate(alone))
+
+
+@given(images)
+def test_an_image_of_another_size_alone_gives_the_same_numbers_as_in_its_batch(batch):
+    op = ImageSize(height=2, width=7)
+    alone = [apply((op,), batch[index : index + 1]) for index in range(len(batch))]
+    np.testing.assert_array_equal(apply((op,), batch), np.concatenate(alone))
+
+
+@given(images)
+def test_an_image_that_is_made_smaller_keeps_its_range_and_a_flat_one_its_value(batch):
+    small = apply((ImageSize(height=1, width=2),), batch)
+    assert small.dtype == np.uint8
+    assert batch.min() <= small.min()
+    assert small.max() <= batch.max()
 
 
 @given(images)
@@ -71,6 +114,24 @@ def test_resize_to_the_same_size_changes_nothing(batch):
         ),
         (Resize(height=1, width=1), np.uint8([[[[1], [3]], [[5], [7]]]]), np.float32([[[[4]]]])),
         (OneHot(depth=3), np.array([[2], [0]]), np.float32([[[0, 0, 1]], [[1, 0, 0]]])),
+        (
+            Clip(low=(0, -1), high=(1, 1)),
+            np.array([[5, -5], [np.nan, 0]]),
+            np.float32([[1, -1], [np.nan, 0]]),
+        ),
+        (Fill(values=(7,)), np.array([[np.nan, 2]]), np.float32([[7, 2]])),
+        (
+            Pad(height=2, width=4, value=9),
+            np.uint8([[[[1]]]]),
+            np.uint8([[[[9], [1], [9], [9]], [[9], [9], [9], [9]]]]),
+        ),
+        # A quarter of the neighbours' weight on each side of two averaged pixels.
+        (ImageSize(height=1, width=1), np.uint8([[[[0], [100]]]]), np.uint8([[[[50]]]])),
+        (
+            ImageSize(height=1, width=3),
+            np.uint8([[[[10], [20]]]]),
+            np.uint8([[[[10], [15], [20]]]]),
+        ),
     ],
 )
 def test_an_op_gives_the_numbers_worked_out_by_hand(op, samples, expected):
@@ -105,6 +166,18 @@ def test_the_result_lies_in_memory_as_runtimes_want_it():
             "needs 1 or 3 values, got 2 for mean and 1 for std",
         ),
         (Normalize(mean=(), std=(1,)), np.zeros((1, 3)), "got 0 for mean"),
+        (Clip(low=(0, 0), high=(1, 1)), np.zeros((1, 3)), "clip needs 1 or 3 values, got 2"),
+        (Fill(values=()), np.zeros((1, 3)), "fill needs 1 or 3 values, got 0"),
+        (Pad(height=9, width=2), np.zeros((1, 3, 3, 1)), "9×2 is smaller than 3×3"),
+        (Pad(height=9, width=9), np.zeros((1, 3, 3)), r"pad needs .*channels\), got \(3, 3\)"),
+        (Pad(height=9, width=9, value=0.5), np.zeros((1, 3, 3, 1), np.uint8), "does not fit uint8"),
+        (Pad(height=9, width=9, value=256), np.zeros((1, 3, 3, 1), np.uint8), "does not fit uint8"),
+        (ImageSize(height=2, width=2), np.zeros((1, 4, 4, 1)), "needs uint8 samples, got float64"),
+        (
+            ImageSize(height=2, width=2),
+            np.zeros((1, 4)),
+            r"image_size needs .*channels\), got \(4,\)",
+        ),
         (OneHot(depth=3), np.zeros((1, 2)), "integer codes, got float64"),
         (OneHot(depth=3), np.array([[3]]), "codes from 0 to 2, got 3 to 3"),
         (OneHot(depth=3), np.array([[-1, 2]]), "codes from 0 to 2, got -1 to 2"),
@@ -131,6 +204,12 @@ def test_a_step_that_does_not_fit_is_refused_by_its_place(op, samples, why_not):
         ('{"op": "normalize", "mean": [0], "std": [1e-60]}', "std must be above 0 in float32"),
         ('{"op": "reshape", "shape": [0]}', r"int.*>= 1.*shape"),
         ('{"op": "cast", "dtype": "float16"}', "float16"),
+        ('{"op": "clip", "low": [1], "high": [0]}', "low must not be above high, got 1"),
+        ('{"op": "clip", "low": [0, 0], "high": [1]}', "low and high must pair, got 2 and 1"),
+        ('{"op": "fill", "values": [1e300]}', "float32"),
+        ('{"op": "table", "columns": []}', "length >= 1"),
+        ('{"op": "table", "columns": [{"name": "a"}, {"name": "a"}]}', "different names, got a, a"),
+        ('{"op": "one_hot_columns", "columns": [0, 0], "depths": [2, 2]}', "must be different"),
     ],
 )
 def test_a_spec_that_cannot_be_meant_is_refused_when_read(text, why_not):

@@ -70,7 +70,7 @@ def test_images_of_two_sizes_are_both_named(tmp_path):
     save(tmp_path / "a" / "tall.png", GREY)
     save(tmp_path / "b" / "wide.png", GREY.T)
     with pytest.raises(
-        UserError, match=r"wide\.png: is 3×2 pixels and .*tall\.png is 2×3; bring all images to one"
+        UserError, match=r"wide\.png: is 3×2 pixels and .*tall\.png is 2×3; set data\.image_size"
     ):
         read_images(tmp_path)
 

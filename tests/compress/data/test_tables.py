@@ -7,6 +7,7 @@ import pytest
 
 from compress.data.tables import read_csv
 from deploy.errors import UserError
+from deploy.preprocess import Column
 
 
 def table(folder: Path, text: str, *, encoding: str = "utf-8") -> Path:
@@ -52,11 +53,44 @@ def test_quotes_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path):
         ("x,y\n1,a\n1,2,b\n", "line 3 has 3 columns, the header has 2"),
         ("x,y\n1,a\n1, \n", "line 3: column 'y' holds no label"),
         ("x,y\n1\n", "line 2 has 1 columns"),
+        ("x,x,y\n1,2,a\n", "two columns are called 'x'"),
     ],
 )
 def test_a_table_that_is_no_data_set_is_refused_by_its_place(tmp_path, text, why_not):
     with pytest.raises(UserError, match=rf"t\.csv: .*{why_not}"):
         read_csv(table(tmp_path, text), label_column="y")
+
+
+def test_columns_of_texts_are_codes_in_the_order_in_which_they_occur(tmp_path):
+    path = table(tmp_path, "x,c,y\n1,red,a\n,blue,b\n3, red ,a\n4,NA,b\n")
+    source = read_csv(path, label_column="y", categorical=["c"], missing=True)
+    assert source.columns == (Column(name="x"), Column(name="c", categories=("red", "blue")))
+    np.testing.assert_array_equal(source.train.x[:, 1], [0, 1, 0, np.nan])
+    np.testing.assert_array_equal(source.train.x[:, 0], [1, np.nan, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("categorical", "missing", "why_not"),
+    [
+        (["c", "d"], True, "categorical: 'd' must name one column of features, there are x, c"),
+        (["y"], True, "categorical: 'y' must name one column of features"),
+        (["c"], False, "line 3: column 'x' must hold numbers, got ''; set data.clean.missing"),
+        ([], True, "line 2: column 'c' must hold numbers, got 'red'; name it in data.categorical"),
+    ],
+)
+def test_a_column_that_is_not_what_it_should_be_is_named(tmp_path, categorical, missing, why_not):
+    path = table(tmp_path, "x,c,y\n1,red,a\n,blue,b\n")
+    with pytest.raises(UserError, match=why_not):
+        read_csv(path, label_column="y", categorical=categorical, missing=missing)
+
+
+def test_a_category_that_is_left_empty_is_missing_or_refused(tmp_path):
+    path = table(tmp_path, "c,y\nred,a\n,b\n")
+    assert np.isnan(read_csv(path, label_column="y", categorical=["c"], missing=True).train.x[1])
+    with pytest.raises(
+        UserError, match=r"line 3: column 'c' holds nothing; set data.clean.missing"
+    ):
+        read_csv(path, label_column="y", categorical=["c"])
 
 
 def test_a_missing_table_is_named(tmp_path):

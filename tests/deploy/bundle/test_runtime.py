@@ -183,7 +183,7 @@ def test_a_file_that_is_nothing_is_refused(tmp_path, runtime):
         (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00\x02\x00((")
     with pytest.raises(UserError, match=r"x\.npy: not a readable \.npy file"):
         runtime.predict(tmp_path / "x.npy")
-    with pytest.raises(UserError, match=r"x\.txt: must be a \.png, \.jpg or \.npy file"):
+    with pytest.raises(UserError, match=r"x\.txt: must be a \.png, \.jpg, \.csv or \.npy file"):
         runtime.predict(tmp_path / "x.txt")
     with pytest.raises(UserError, match=r"holds no \.png or \.jpg images"):
         runtime.predict(tmp_path)
