@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "LiteRT in no such form": (
         HEAD + variant("lite", "baseline", '{ kind = "litert", form = "int4" }'),
-        r"variant 'lite': step.form: Invalid enum value 'int4'",
+        r"variant 'lite': step.form: no such value 'int4'; there are float, dynamic, int8",
     ),
     "nothing to train": (HEAD.split("[train]", maxsplit=1)[0], "train: .* has to be trained"),
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),

@@ -6,10 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from deploy.bundle.needs import least_litert, operator_versions
 
-from deploy import load
-from deploy.bundle import needs
+from deploy import load, needs
 from deploy.bundle.container import MODEL, ORT, TFLITE, read_container, write_container
 from deploy.bundle.make import bundle_model, bundle_run
 from deploy.bundle.opened import checked, open_bundle
@@ -18,6 +16,7 @@ from deploy.bundle.unpack import to_bench
 from deploy.check.int8 import products
 from deploy.cli import cli
 from deploy.errors import BundleError, MissingExtraError, UserError
+from deploy.needs import least_litert, operator_versions
 from deploy.tflite import read_tflite
 from tests.deploy import tiny_tflite
 from tests.deploy.bundle import tiny
