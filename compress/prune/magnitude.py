@@ -155,7 +155,7 @@ def magnitude_prune(
     if not model.built:
         raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
     check_names(model, step)
-    steps_per_epoch = step.fine_tune.steps_per_epoch(len(task.train))
+    steps_per_epoch = step.fine_tune.batches_per_epoch(len(task.train))
     wrapped = _wrap(_copy(model), step, steps_per_epoch)
     _, end, _ = mask_updates(step, steps_per_epoch)
     history = fit(
