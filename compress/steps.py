@@ -27,7 +27,7 @@ from compress.quantize.post_training import (
     weight_only,
     why_not_quantized,
 )
-from compress.train.fit import History, OnEpoch
+from compress.train.fit import History, OnEpoch, TrainingFiles
 from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
@@ -40,12 +40,18 @@ Step = KerasStep | OnnxStep
 
 
 def keras_step(
-    model: Any, step: KerasStep, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+    model: Any,
+    step: KerasStep,
+    task: Task,
+    *,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    files: TrainingFiles | None = None,
 ) -> tuple[Any, History]:
     """Return what a step makes of a tf-keras model, which is left alone, and how it trained."""
     match step:
         case MagnitudePrune():
-            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch)
+            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch, files=files)
         case _:
             assert_never(step)
 

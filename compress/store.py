@@ -107,6 +107,7 @@ class Store:
                 if self.find(key) is None:  # else another run finished the same step first
                     raise
             _flush(self.root)
+            self.unfinished(key).unlink(missing_ok=True)
         except OSError as error:
             if error.errno in _CANNOT_WRITE:
                 raise UserError(
@@ -117,6 +118,10 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return final
+
+    def unfinished(self, key: str) -> Path:
+        """Return where the training that makes ``key`` keeps its checkpoint, until it is done."""
+        return self.root / "unfinished" / f"{key}.npz"
 
     def remove(self, key: str) -> None:
         """Forget the result of ``key``, if there is one."""

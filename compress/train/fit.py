@@ -176,7 +176,7 @@ def fit(
         import tf_keras
 
     why_not = (
-        _why_not_fitted(task, config)
+        why_not_fitted(task, config)
         or why_not_trained(model, task)
         or why_not_dropped(model, config.regularise)
     )
@@ -516,7 +516,7 @@ def _augment(task: Task) -> Augment | None:
     return partial(augment_batch, spec)
 
 
-def _why_not_fitted(task: Task, config: Fit) -> str | None:
+def why_not_fitted(task: Task, config: Fit) -> str | None:
     """Say why this task cannot be learned like this, or None if it can."""
     full = isinstance(config.optimizer, GradientDescent)
     if config.batch_size > len(task.train) and not full:

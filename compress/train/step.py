@@ -235,6 +235,8 @@ class Step:
 
     def _move(self, gradients: list[Any], rate: Any, momentum: Any) -> None:
         """Take one step of the optimizer, then those of l1 and of the largest norm."""
+        import tensorflow as tf
+
         optimizer, regularise = self.optimizer, self._regularise
         optimizer.learning_rate.assign(rate)
         if self._momentum is not None:
@@ -242,8 +244,9 @@ class Step:
         pairs = zip(gradients, self.model.trainable_variables, strict=True)
         optimizer.apply_gradients([(g, weight) for g, weight in pairs if g is not None])
         if regularise.l1:
+            size_of = tf.autograph.experimental.do_not_convert(step_size)  # it knows no match
             for weight in self._kernels:
-                size = step_size(self._settings, optimizer, weight)
+                size = size_of(self._settings, optimizer, weight)
                 weight.assign(soft_threshold(weight, regularise.l1 * size))
         if regularise.max_norm is not None:
             for weight, limit in limited(self.model, regularise.max_norm):
