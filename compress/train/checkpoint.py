@@ -31,7 +31,8 @@ class TrainingFiles:
         checkpoint: where it stands, so that a killed training goes on: of the same ``key``,
             settings, data and first weights only. Whoever keeps the result removes it.
         key: whatever else decides the result and the loop does not see.
-        every_seconds: least time between two checkpoints; more if writing one takes long.
+        every_seconds: least time between two checkpoints; more if writing one takes long, so that
+            it costs at most 2 %. 0 writes one after each step.
         csv: a table with one line an epoch.
         tensorboard: a folder of logs for TensorBoard.
     """
@@ -107,7 +108,8 @@ def write_checkpoint(path: Path, standing: Standing, arrays: Arrays) -> None:
 def read_checkpoint(path: Path, *, fingerprint: str) -> tuple[Standing, Arrays] | None:
     """Return what was written for this very training; None if there is none or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # np.load leaves a damaged file open when it is given a path.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         standing = msgspec.json.decode(arrays.pop(_STANDING).tobytes(), type=Standing)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError):

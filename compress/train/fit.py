@@ -43,7 +43,17 @@ from deploy.errors import UserError, needs_extra
 from deploy.machine import this_environment
 from deploy.record import Record
 
-__all__ = ["EarlyStopping", "EpochEnd", "Fit", "History", "OnEpoch", "TrainingFiles", "fit"]
+__all__ = [
+    "EarlyStopping",
+    "EpochEnd",
+    "Fit",
+    "History",
+    "OnEpoch",
+    "Training",
+    "TrainingFiles",
+    "fit",
+    "make_step",
+]
 
 _STEPS_BETWEEN_LOOKS = 20
 """Losses are looked at together: a look waits for an accelerator to finish."""
@@ -190,7 +200,7 @@ def fit(
     why_not = _why_not_watched(names, task, config)
     if why_not is not None:
         raise UserError(why_not)
-    training = _Training(
+    training = Training(
         step,
         task=task,
         config=config,
@@ -220,7 +230,7 @@ def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
     )
 
 
-class _Training:
+class Training:
     """One training run: where it stands, and how it gets on from there."""
 
     def __init__(
@@ -259,13 +269,11 @@ class _Training:
 
     def run(self) -> History:
         """Train to the end; return how it went."""
-        self.model.stop_training = False
-        self.callbacks.on_train_begin()
-        self._resume()
+        self.begin()
         board = TensorBoard(self.files.tensorboard) if self.files.tensorboard else None
         try:
             while len(self.ends) < self.config.epochs and not self._over():
-                self._epoch()
+                self.epoch()
                 if board is not None:
                     board.write(self.ends[-1])
         except KeyboardInterrupt:
@@ -282,11 +290,18 @@ class _Training:
             self._set_weights(self.best_weights)
         return History(epochs=tuple(end.metrics for end in self.ends), kept_epoch=kept_epoch)
 
+    def begin(self) -> None:
+        """Stand where the training begins, or where its checkpoint does."""
+        self.model.stop_training = False
+        self.callbacks.on_train_begin()
+        self._resume()
+
     @property
     def history(self) -> list[dict[str, float]]:
+        """The metrics of the epochs that are over."""
         return [end.metrics for end in self.ends]
 
-    def _epoch(self) -> None:
+    def epoch(self) -> None:
         """Make what is left of an epoch, and look at what it brought."""
         epoch, started = len(self.ends), time.perf_counter()
         done = self.step.steps - epoch * self.steps_per_epoch
@@ -462,10 +477,9 @@ class _Training:
 
     def _save_if_due(self) -> None:
         """Keep a checkpoint from time to time, so that writing takes at most a few percent."""
-        waited = time.monotonic() - self.saved_at
-        if self.files.checkpoint and waited >= max(
-            self.files.every_seconds, 50 * self.saving_seconds
-        ):
+        every = self.files.every_seconds
+        pause = max(every, 50 * self.saving_seconds) if every else 0.0
+        if self.files.checkpoint and time.monotonic() - self.saved_at >= pause:
             self._look_at_losses()
             self._save()
 

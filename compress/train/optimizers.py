@@ -46,7 +46,7 @@ class Sgd(Record, frozen=True, tag_field="kind", tag="sgd"):
     learning_rate: Positive = 1e-2
     momentum: Decay = 0.9
     nesterov: bool = False
-    """Look ahead before the gradient is taken: Sutskever et al. (2013), equation 4."""
+    """Look ahead before the gradient is taken: Sutskever et al. (2013), equations 3 and 4."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:

@@ -31,7 +31,7 @@ class Constant(_Schedule, frozen=True, tag="constant"):
 class StepDecay(_Schedule, frozen=True, tag="step"):
     """The rate is multiplied by ``factor`` after every so many epochs, or after certain ones.
 
-    Goodfellow, Bengio and Courville, "Deep Learning" (2016), section 11.4.1, call it the usual one.
+    As He et al., "Deep Residual Learning" (2016), section 4.2, divide it by 10 at set steps.
     """
 
     every_epochs: Positive | None = None
@@ -54,7 +54,10 @@ class Listed(_Schedule, frozen=True, kw_only=True, tag="list"):
 
 
 class Exponential(_Schedule, frozen=True, tag="exponential"):
-    """The rate is multiplied by ``factor ** (1 / steps of an epoch)`` at each step."""
+    """The rate is multiplied by ``factor ** (1 / steps of an epoch)`` at each step.
+
+    Senior et al., "An empirical study of learning rates in deep neural networks" (2013).
+    """
 
     factor: Annotated[float, Meta(gt=0, lt=1)] = 0.9
     """What is left of the rate after each epoch."""
@@ -63,7 +66,7 @@ class Exponential(_Schedule, frozen=True, tag="exponential"):
 class Polynomial(_Schedule, frozen=True, tag="polynomial"):
     """From the optimizer's rate to ``final`` of it along ``(1 − t / T) ** power``.
 
-    Chen et al., "DeepLab" (2018), section 4.1.1; power 1 is a straight line.
+    The "poly" policy of Chen et al., "DeepLab" (2018); power 1 is a straight line.
     """
 
     power: Positive = 1.0
@@ -87,7 +90,7 @@ class Cosine(_Schedule, frozen=True, tag="cosine"):
 class OneCycle(_Schedule, frozen=True, tag="one_cycle"):
     """Up to the optimizer's learning rate and down to nearly nothing, each along half a cosine.
 
-    Smith and Topin, "Super-Convergence" (2018), section 3, with cosines for their straight lines.
+    Smith and Topin, "Super-Convergence" (2018), with cosines for their straight lines.
     """
 
     rise: Annotated[float, Meta(gt=0, lt=1)] = 0.3
@@ -106,7 +109,10 @@ class OneCycle(_Schedule, frozen=True, tag="one_cycle"):
 
 
 class Plateau(_Schedule, frozen=True, tag="reduce_on_plateau"):
-    """The rate is multiplied by ``factor`` when a metric has not improved for ``patience`` epochs."""
+    """The rate is multiplied by ``factor`` when a metric has not improved for ``patience`` epochs.
+
+    He et al., "Deep Residual Learning" (2016), section 3.4.
+    """
 
     metric: str = "val_loss"
     factor: Annotated[float, Meta(gt=0, lt=1)] = 0.1
