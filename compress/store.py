@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ _CANNOT_WRITE = {
     errno.ENOTDIR,
 }
 """Errors of the disk, not of the step that was writing to it."""
+_FORGOTTEN_SECONDS = 30 * 24 * 3600
 
 
 def key_of(parts: Mapping[str, object]) -> str:
@@ -128,7 +131,11 @@ class Store:
         shutil.rmtree(self.root / key, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove what runs that were killed on this machine left half-written."""
+        """Remove what killed runs left: half-written folders, and checkpoints nobody came back to."""
+        for checkpoint in self.unfinished("").parent.glob("*.npz"):
+            with contextlib.suppress(OSError):  # another run may do the same
+                if time.time() - checkpoint.stat().st_mtime > _FORGOTTEN_SECONDS:
+                    checkpoint.unlink()
         if not self._partial.is_dir():
             return
         host = _owner().rpartition("-")[0]

@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from compress.networks.named_layers import named_layers
 
+_GENERATOR = "philox"
+"""Left to itself, TensorFlow takes another one on some accelerators. XLA seeds it in its own way."""
+
 
 def order(samples: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Return the order in which an epoch, counted from 0, goes through the samples.
@@ -45,14 +48,14 @@ class Draws:
         import tensorflow as tf
 
         self._drawn += 1
-        return tf.random.experimental.stateless_fold_in(self.seed, self._drawn)
+        return tf.random.fold_in(self.seed, self._drawn, alg=_GENERATOR)
 
     def dropout(self, inputs: Any, rate: float, noise_shape: Any = None) -> Any:
         """As ``tf.nn.dropout``."""
         import tensorflow as tf
 
         return tf.nn.experimental.stateless_dropout(
-            inputs, rate, seed=self.next_seed(), noise_shape=noise_shape
+            inputs, rate, seed=self.next_seed(), noise_shape=noise_shape, rng_alg=_GENERATOR
         )
 
 
@@ -92,7 +95,7 @@ class _StatelessGenerator:
         import tensorflow as tf
 
         return tf.random.stateless_normal(
-            shape, self._draws.next_seed(), mean, stddev, dtype or "float32"
+            shape, self._draws.next_seed(), mean, stddev, dtype or "float32", alg=_GENERATOR
         )
 
     def truncated_normal(
@@ -101,7 +104,7 @@ class _StatelessGenerator:
         import tensorflow as tf
 
         return tf.random.stateless_truncated_normal(
-            shape, self._draws.next_seed(), mean, stddev, dtype or "float32"
+            shape, self._draws.next_seed(), mean, stddev, dtype or "float32", alg=_GENERATOR
         )
 
     def random_uniform(
@@ -116,7 +119,8 @@ class _StatelessGenerator:
 
         dtype = dtype or "float32"
         most = 1.0 if maxval is None else maxval
-        return tf.random.stateless_uniform(shape, self._draws.next_seed(), minval, most, dtype)
+        seed = self._draws.next_seed()
+        return tf.random.stateless_uniform(shape, seed, minval, most, dtype, alg=_GENERATOR)
 
     def make_seed_for_stateless_op(self) -> Any:
         return self._draws.next_seed()

@@ -263,7 +263,7 @@ class Training:
         self.losses: list[tuple[int, Any]] = []
         """Of the steps, counted from 0, that were not looked at yet."""
         self.between_steps = False
-        """Whether weights and metrics are those of a whole number of steps of this epoch."""
+        """Whether weights, metrics and epochs agree, so that they can be written down."""
         self.saved_at = time.monotonic()
         self.saving_seconds = 0.0
 
@@ -330,6 +330,7 @@ class Training:
             write_csv(self.files.csv, self.ends)
         if self.config.early_stopping is not None:
             self._keep_best(self.config.early_stopping)
+        self.between_steps = True
         if self.on_epoch is not None:
             self.on_epoch(end)
 
