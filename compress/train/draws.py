@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compress.networks.named_layers import named_layers
-
 _GENERATOR = "philox"
 """Left to itself, TensorFlow takes another one on some accelerators. XLA seeds it in its own way."""
 
@@ -64,16 +62,16 @@ def drawing_from(model: Any, draws: Draws) -> Iterator[None]:
     """Let the random layers of a model (dropout, noise) draw from ``draws`` inside the block."""
     replaced = []
     try:
-        for _, layer in named_layers(model):
-            inner = getattr(layer, "layer", layer)
-            own = inner.__dict__.get("_random_generator")
+        # Layers inside wrappers and the cells of recurrent layers too; `submodules` fails on these.
+        for layer in model._flatten_layers():  # noqa: SLF001  # Keras offers no other way
+            own = layer.__dict__.get("_random_generator")
             if own is not None:
-                inner.__dict__["_random_generator"] = _StatelessGenerator(draws, own)
-                replaced.append((inner, own))
+                layer.__dict__["_random_generator"] = _StatelessGenerator(draws, own)
+                replaced.append((layer, own))
         yield
     finally:
-        for inner, own in replaced:
-            inner.__dict__["_random_generator"] = own
+        for layer, own in replaced:
+            layer.__dict__["_random_generator"] = own
 
 
 class _StatelessGenerator:
