@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from compress.data.task import Task
     from compress.progress import ConsoleWatcher
     from compress.recipe import Recipe
-    from compress.train.fit import Fit
+    from compress.train.fit import Fit, TrainingFiles
     from deploy.record import Artifact
     from deploy.session import ModelMetadata
 
@@ -124,7 +125,7 @@ def fit_options(command: Command) -> Command:
         click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True),
         click.option(
             "--optimizer",
-            type=click.Choice(["adam", "adamw", "sgd", "rmsprop"]),
+            type=click.Choice(["adam", "adamw", "sgd", "rmsprop", "gradient_descent"]),
             default="adam",
             show_default=True,
         ),
@@ -139,6 +140,42 @@ def fit_options(command: Command) -> Command:
             "--patience",
             type=click.IntRange(min=1),
             help="Stop after so many epochs without a lower validation loss; keep the best weights.",
+        ),
+        click.option(
+            "--schedule",
+            type=click.Choice(
+                [
+                    "constant",
+                    "exponential",
+                    "polynomial",
+                    "cosine",
+                    "one_cycle",
+                    "reduce_on_plateau",
+                ]
+            ),
+            help="How the learning rate moves.  [default: constant]",
+        ),
+        click.option("--warmup-epochs", type=float, help="Let the learning rate climb first."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any key of a recipe's [train] table, such as optimizer.momentum=0.9, "
+            "regularise.dropout=0.3 or 'schedule={kind=\"step\", at_epochs=[5, 8]}'.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def living_options(command: Command) -> Command:
+    """Add the options of what a training leaves on disk while it runs."""
+    options = (
+        click.option("--tensorboard", type=FOLDER, help="Write logs for TensorBoard there."),
+        click.option(
+            "--restart", is_flag=True, help="Begin anew, even if this training was cut off before."
         ),
     )
     for option in reversed(options):
@@ -197,6 +234,9 @@ def demo(
     "--store", type=FOLDER, help="Finished steps.  [default: .store beside the run folder]"
 )
 @recipe_options
+@click.option(
+    "--tensorboard", type=FOLDER, help="Write logs for TensorBoard there, a folder per variant."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what is done already.")
 @json_option
 def run(
@@ -206,6 +246,7 @@ def run(
     seed: int | None,
     threads: int | None,
     remeasure: bool,
+    tensorboard: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -223,7 +264,15 @@ def run(
     if dry_run:
         _dry_run(resolved, out=folder, store=kept, as_json=as_json)
     else:
-        _run(resolved, recipe, out=folder, store=kept, remeasure=remeasure, as_json=as_json)
+        _run(
+            resolved,
+            recipe,
+            out=folder,
+            store=kept,
+            remeasure=remeasure,
+            tensorboard=tensorboard,
+            as_json=as_json,
+        )
 
 
 @cli.command()
@@ -383,13 +432,19 @@ def tune(
 )
 @trust_option
 @fit_options
+@living_options
 @out_option("model.keras")
 @json_option
 def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: Any) -> None:
     """Train a network; write it as a Keras file with its record beside it.
 
+    Each epoch is a line of MODEL.epochs.csv. A training that was cut off goes on where it was when
+    the same command is given again, to the very weights of one that was not.
+
     \b
     lightship train --data mnist-sample --network lenet_5 --epochs 5 --out lenet.keras
+    lightship train --data mnist-sample --network lenet_5 --schedule one_cycle \\
+        --optimizer sgd --learning-rate 0.1 --set regularise.dropout=0.3 --out lenet.keras
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import parse_network
@@ -401,11 +456,64 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
         _fit(options),
         options["seed"],
     )
-    task = _task(options)
-    with _watching(out, epochs=fit.epochs) as watcher:
-        model, _ = baseline(chosen, fit, task, seed=seed, on_epoch=watcher.epoch_ended)
-    about = _describe(task, baseline_step(chosen, fit))
-    _done(out, save_keras(model, out, about, seed=seed, notes={}), as_json=as_json)
+    task, step = _task(options), baseline_step(chosen, fit)
+    with (
+        _resumable(out, step, options) as files,
+        _watching(out, epochs=fit.epochs) as watcher,
+    ):
+        model, _ = baseline(chosen, fit, task, seed=seed, on_epoch=watcher.epoch_ended, files=files)
+        artifact = save_keras(model, out, _describe(task, step), seed=seed, notes={})
+    _done(out, artifact, as_json=as_json)
+
+
+@cli.command("find-learning-rate")
+@data_options
+@click.option("--network", required=True, help="As for train.")
+@trust_option
+@fit_options
+@click.option("--lowest", type=float, default=1e-6, show_default=True, help="The first rate.")
+@click.option("--highest", type=float, default=10.0, show_default=True, help="The last rate.")
+@click.option("--steps", type=int, default=150, show_default=True, help="How many in between.")
+@click.option(
+    "--out", type=FILE, help="Draw the curve there: .svg, .png or .pdf (needs the extra 'report')."
+)
+@json_option
+def find_learning_rate(
+    network: str,
+    trust_code: bool,
+    lowest: float,
+    highest: float,
+    steps: int,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Try learning rates from low to high in one short training; suggest one.
+
+    \b
+    lightship find-learning-rate --data mnist-sample --network lenet_5 --out rates.svg
+    """
+    from compress.artifacts import replace_file
+    from compress.networks import build, parse_network
+    from compress.train.find_rate import draw_rate_curve, find_learning_rate
+
+    if out is not None and out.suffix not in {".svg", ".png", ".pdf"}:
+        raise UserError(f"--out: must end in .svg, .png or .pdf, got {out}")
+    chosen, fit = parse_network(network, trust_code=trust_code), _fit(options)
+    task, seed = _task(options), options["seed"]
+    model = build(chosen, input_shape=task.input_shape, classes=len(task.labels), seed=seed)
+    curve = find_learning_rate(
+        model, task, fit, seed=seed, lowest=lowest, highest=highest, steps=steps
+    )
+    if out is not None:
+        replace_file(out, lambda aside: draw_rate_curve(curve, aside))
+    if as_json:
+        print_json(curve)
+        return
+    click.echo(
+        f"suggestion {curve.suggestion:.2g}: there the loss falls fastest; "
+        f"it rises beyond {curve.largest:.2g}" + (f"  {out}" if out else "")
+    )
 
 
 @cli.command()
@@ -415,6 +523,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
 @click.option("--skip", multiple=True, metavar="LAYER", help="Leave a layer alone; * matches.")
 @trust_option
 @fit_options
+@living_options
 @out_option("pruned.keras")
 @json_option
 def prune(
@@ -441,11 +550,17 @@ def prune(
     step = _convert({"kind": "magnitude_prune", **asked}, MagnitudePrune)
     task, seed = _task(options, like=model), options["seed"]
     original = load_keras(model, trust_code=trust_code)
-    with _watching(out, epochs=step.fine_tune.epochs) as watcher:
-        pruned, _ = keras_step(original, step, task, seed=seed, on_epoch=watcher.epoch_ended)
-    about = _describe(task, step, parent=model)
-    notes = reasons_left_alone(original, step, pruned)
-    _done(out, save_keras(pruned, out, about, seed=seed, notes=notes), as_json=as_json)
+    with (
+        _resumable(out, step, options) as files,
+        _watching(out, epochs=step.fine_tune.epochs) as watcher,
+    ):
+        pruned, _ = keras_step(
+            original, step, task, seed=seed, on_epoch=watcher.epoch_ended, files=files
+        )
+        about = _describe(task, step, parent=model)
+        notes = reasons_left_alone(original, step, pruned)
+        artifact = save_keras(pruned, out, about, seed=seed, notes=notes)
+    _done(out, artifact, as_json=as_json)
 
 
 @cli.command()
@@ -673,7 +788,14 @@ def _folders(
 
 
 def _run(
-    recipe: Recipe, name: str, *, out: Path, store: Path, remeasure: bool, as_json: bool
+    recipe: Recipe,
+    name: str,
+    *,
+    out: Path,
+    store: Path,
+    remeasure: bool,
+    as_json: bool,
+    tensorboard: Path | None = None,
 ) -> None:
     """Carry a recipe out, print its table and its verdict, and say where the report is."""
     with needs_extra("compress"):
@@ -691,6 +813,7 @@ def _run(
             command=command,
             now=datetime.now(timezone.utc),
             remeasure=remeasure,
+            tensorboard=tensorboard,
         )
     if as_json:
         print_json(results)
@@ -793,8 +916,59 @@ def _fit(options: dict[str, Any]) -> Fit:
     }
     given = {name: options[name] for name in ("epochs", "batch_size", "loss")}
     stopping = {"early_stopping": {"patience": patience}} if patience else {}
-    fit: Fit = _convert({**given, "optimizer": optimizer, **stopping}, Fit)
+    warmup = options["warmup_epochs"]
+    schedule = {
+        "kind": options["schedule"] or "constant",
+        **({"warmup_epochs": warmup} if warmup is not None else {}),
+    }
+    table = {**given, "optimizer": optimizer, "schedule": schedule, **stopping}
+    for setting in options["settings"]:
+        _set(table, setting)
+    fit: Fit = _convert(table, Fit)
     return fit
+
+
+def _set(table: dict[str, Any], setting: str) -> None:
+    """Put ``KEY=VALUE`` into nested tables: dots lead into a table, values are TOML or plain text."""
+    import msgspec
+
+    key, equals, text = setting.partition("=")
+    *path, name = key.strip().split(".")
+    if not equals or not all((*path, name)):
+        raise UserError(f"--set: needs KEY=VALUE such as optimizer.momentum=0.9, got {setting!r}")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set: {part!r} in {key!r} is a value, not a table")
+    try:
+        table[name] = msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
+        table[name] = text
+
+
+@contextlib.contextmanager
+def _resumable(out: Path, step: Any, options: dict[str, Any]) -> Iterator[TrainingFiles]:
+    """Yield where a training keeps what it needs to go on, beside its result; tidy up at the end."""
+    from compress.pipeline import training_key
+    from compress.train.fit import TrainingFiles
+
+    checkpoint = out.with_name(f"{out.name}.unfinished")
+    if options["restart"]:
+        checkpoint.unlink(missing_ok=True)
+    if checkpoint.exists():
+        click.echo(f"{checkpoint}: going on where it was, if the command is the same", err=True)
+    try:
+        yield TrainingFiles(
+            checkpoint=checkpoint,
+            key=training_key(_builtins(step)),
+            csv=out.with_suffix(".epochs.csv"),
+            tensorboard=options["tensorboard"],
+        )
+    except KeyboardInterrupt:
+        how = "goes on where it was" if checkpoint.exists() else "begins anew"
+        click.echo(f"stopped; the same command {how}", err=True)
+        click.get_current_context().exit(130)
+    checkpoint.unlink(missing_ok=True)
 
 
 def _convert(value: dict[str, Any], kind: Any) -> Any:

@@ -45,7 +45,7 @@ from compress.steps import (
     reasons_left_alone,
 )
 from compress.store import Store, code_digest, key_of
-from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
 from deploy.audit import audit
 from deploy.bench import bench
 from deploy.bundle.make import bundle_run
@@ -63,7 +63,7 @@ from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
 
 _KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
-_HISTORY, _MEASUREMENT = "history.json", "measurement.json"
+_HISTORY, _EPOCHS, _MEASUREMENT = "history.json", "epochs.csv", "measurement.json"
 _VARIANTS = "variants"
 BEST = "best.lship"
 """The bundle of the verdict's choice, in the run folder."""
@@ -197,6 +197,7 @@ def run(
     command: str,
     now: datetime,
     remeasure: bool = False,
+    tensorboard: Path | None = None,
 ) -> Results:
     """Make every variant, measure them all together, and write the report into ``out``.
 
@@ -212,6 +213,7 @@ def run(
         command: the command line that reproduces the run, for the report.
         now: when the run is made, for the report.
         remeasure: time all models again, even if this very set was timed on this machine before.
+        tensorboard: where logs of the trainings go, a folder per variant; None writes none.
 
     Raises:
         UserError: if the recipe does not fit its data or its network.
@@ -219,7 +221,12 @@ def run(
     """
     task = load_task(recipe.data, seed=recipe.seed)
     making = _Making(
-        recipe=recipe, task=task, store=store, watcher=watcher, stages=plan(recipe, task)
+        recipe=recipe,
+        task=task,
+        store=store,
+        watcher=watcher,
+        stages=plan(recipe, task),
+        tensorboard=tensorboard,
     )
     making.check()
     folders = {name: making.model(stage) for name, stage in making.stages.items()}
@@ -249,15 +256,31 @@ def run(
 
 
 def baseline(
-    network: Network, train: Fit | None, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+    network: Network,
+    train: Fit | None,
+    task: Task,
+    *,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    files: TrainingFiles | None = None,
 ) -> tuple[Any, History | None]:
     """Return the network as a tf-keras model, and how its training went.
 
     It is left untrained, and the history None, if ``train`` is None.
     """
     model = build(network, input_shape=task.input_shape, classes=len(task.labels), seed=seed)
-    history = fit(model, task, train, seed=seed, on_epoch=on_epoch) if train else None
-    return model, history
+    if train is None:
+        return model, None
+    return model, fit(model, task, train, seed=seed, on_epoch=on_epoch, files=files)
+
+
+def training_key(step: Any) -> str:
+    """Return what tells the checkpoint of one training step from those of others.
+
+    The loop itself looks at the settings, the data and the weights that it begins with.
+    """
+    code = code_digest(*TRAINING_CODE)
+    return key_of({"step": step, "versions": stack_versions(), "code": code})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +292,7 @@ class _Making:
     store: Store
     watcher: Watcher
     stages: dict[str, Stage]
+    tensorboard: Path | None
 
     def check(self) -> None:
         """Refuse now what would be refused only after hours of training."""
@@ -322,17 +346,23 @@ class _Making:
         parent: Path | None = None
         notes: dict[str, str] = {}
         history: History | None
+        files = TrainingFiles(
+            checkpoint=self.store.unfinished(stage.keras_key) if stage.keras_key else None,
+            key=stage.keras_key or "",
+            csv=folder / _EPOCHS,
+            tensorboard=self.tensorboard and self.tensorboard / stage.name,
+        )
         if isinstance(stage.step, KerasStep) and stage.parent:
             parent = self._keras(self.stages[stage.parent]) / _KERAS
             original = load_keras(parent, trust_code=self._trusted)
             model, history = keras_step(
-                original, stage.step, self.task, seed=seed, on_epoch=on_epoch
+                original, stage.step, self.task, seed=seed, on_epoch=on_epoch, files=files
             )
             notes = reasons_left_alone(original, stage.step, model)
         else:
             recipe = self.recipe
             model, history = baseline(
-                recipe.network, recipe.train, self.task, seed=seed, on_epoch=on_epoch
+                recipe.network, recipe.train, self.task, seed=seed, on_epoch=on_epoch, files=files
             )
         about = self._about(stage, parent)
         save_keras(model, folder / _KERAS, about, seed=seed, notes=notes)
@@ -472,6 +502,9 @@ class _Making:
             keras_key = self.stages[name].keras_key
             keras = self.store.find(keras_key) if keras_key else None
             models = [folder / self.stages[name].file, *([keras / _KERAS] if keras else [])]
+            if keras and (keras / _EPOCHS).exists():  # not of a network that came trained
+                table = partial(shutil.copyfile, keras / _EPOCHS)
+                replace_file(variants / name / _EPOCHS, table)
             for file in (file for model in models for file in (model, record_path(model))):
                 replace_file(variants / name / file.name, partial(shutil.copyfile, file))
         for name in stale:

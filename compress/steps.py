@@ -41,7 +41,7 @@ from compress.quantize.post_training import (
     weight_only,
     why_not_quantized,
 )
-from compress.train.fit import History, OnEpoch
+from compress.train.fit import History, OnEpoch, TrainingFiles
 from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
@@ -62,7 +62,13 @@ Step = KerasStep | OnnxStep | LiteRtStep
 
 
 def keras_step(
-    model: Any, step: KerasStep, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+    model: Any,
+    step: KerasStep,
+    task: Task,
+    *,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    files: TrainingFiles | None = None,
 ) -> tuple[Any, History | None]:
     """Return what a step makes of a tf-keras model, which is left alone, and how it trained.
 
@@ -72,11 +78,13 @@ def keras_step(
     """
     match step:
         case MagnitudePrune():
-            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch)
+            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch, files=files)
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
-            return quantize_aware(_folded(model, task), step, task, seed=seed, on_epoch=on_epoch)
+            return quantize_aware(
+                _folded(model, task), step, task, seed=seed, on_epoch=on_epoch, files=files
+            )
         case _:
             assert_never(step)
 

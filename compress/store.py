@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ _CANNOT_WRITE = {
     errno.ENOTDIR,
 }
 """Errors of the disk, not of the step that was writing to it."""
+_FORGOTTEN_SECONDS = 30 * 24 * 3600
 
 
 def key_of(parts: Mapping[str, object]) -> str:
@@ -107,6 +110,7 @@ class Store:
                 if self.find(key) is None:  # else another run finished the same step first
                     raise
             _flush(self.root)
+            self.unfinished(key).unlink(missing_ok=True)
         except OSError as error:
             if error.errno in _CANNOT_WRITE:
                 raise UserError(
@@ -118,12 +122,20 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
         return final
 
+    def unfinished(self, key: str) -> Path:
+        """Return where the training that makes ``key`` keeps its checkpoint, until it is done."""
+        return self.root / "unfinished" / f"{key}.npz"
+
     def remove(self, key: str) -> None:
         """Forget the result of ``key``, if there is one."""
         shutil.rmtree(self.root / key, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove what runs that were killed on this machine left half-written."""
+        """Remove what killed runs left: half-written folders, and checkpoints nobody came back to."""
+        for checkpoint in self.unfinished("").parent.glob("*.npz"):
+            with contextlib.suppress(OSError):  # another run may do the same
+                if time.time() - checkpoint.stat().st_mtime > _FORGOTTEN_SECONDS:
+                    checkpoint.unlink()
         if not self._partial.is_dir():
             return
         host = _owner().rpartition("-")[0]

@@ -35,7 +35,7 @@ SCHEMES: Mapping[Target, Scheme] = {
 """What fits each target, measured on it (docs of ONNX Runtime, "Quantize ONNX models")."""
 
 # As Linux spells them in /proc/cpuinfo, mapped to the names that we record.
-_X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+_X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 _ARM_FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "i8mm": "i8mm"}
 # As macOS spells them under `sysctl hw.optional`.
 _SYSCTL_FLAGS = {

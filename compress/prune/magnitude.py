@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from compress.data.task import Task
 from compress.networks.named_layers import is_model, named_layers
-from compress.train.fit import Fit, History, OnEpoch, fit
+from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from deploy.errors import UserError, needs_extra
 from deploy.record import Record
 
@@ -129,7 +129,13 @@ class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune
 
 
 def magnitude_prune(
-    model: Any, step: MagnitudePrune, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+    model: Any,
+    step: MagnitudePrune,
+    task: Task,
+    *,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    files: TrainingFiles | None = None,
 ) -> tuple[Any, History]:
     """Return a pruned and fine-tuned copy of a Keras model, and how the fine-tuning went.
 
@@ -143,6 +149,7 @@ def magnitude_prune(
         task: what to fine-tune on.
         seed: of the fine-tuning.
         on_epoch: told about the end of each epoch.
+        files: what the fine-tuning leaves on disk meanwhile.
 
     Raises:
         UserError: if ``skip`` or ``per_layer`` names no layer that could be meant, nothing is left
@@ -155,7 +162,7 @@ def magnitude_prune(
     if not model.built:
         raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
     check_names(model, step)
-    steps_per_epoch = step.fine_tune.steps_per_epoch(len(task.train))
+    steps_per_epoch = step.fine_tune.batches_per_epoch(len(task.train))
     wrapped = _wrap(_copy(model), step, steps_per_epoch)
     _, end, _ = mask_updates(step, steps_per_epoch)
     history = fit(
@@ -166,6 +173,7 @@ def magnitude_prune(
         callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
         on_epoch=on_epoch,
         keep_from=math.ceil(end / steps_per_epoch),
+        files=files,
     )
     pruned = _copy(model)
     pruned.set_weights(tfmot.sparsity.keras.strip_pruning(wrapped).get_weights())

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
 from compress.quantize.post_training import INPUT, Learned, QuantizeStatic
-from compress.train.fit import Fit, History, OnEpoch, fit
+from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from deploy.errors import UserError
 from deploy.machine import Target, this_target
 from deploy.record import Record
@@ -109,7 +109,13 @@ def check_excluded(names: list[str], step: QuantizeAware) -> None:
 
 
 def quantize_aware(
-    model: Any, step: QuantizeAware, task: Task, *, seed: int, on_epoch: OnEpoch | None = None
+    model: Any,
+    step: QuantizeAware,
+    task: Task,
+    *,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    files: TrainingFiles | None = None,
 ) -> tuple[Any, History]:
     """Return a model whose weights lie on the int8 grid and whose activations are rounded.
 
@@ -122,6 +128,7 @@ def quantize_aware(
         task: what to train on; ``calibration.x`` gives the first ranges.
         seed: of the training.
         on_epoch: told about the end of each epoch.
+        files: what the fine-tuning leaves on disk meanwhile.
 
     Raises:
         UserError: if ``exclude`` matches nothing or leaves nothing, or as ``fit`` does.
@@ -139,7 +146,7 @@ def quantize_aware(
         )
     ranges = _calibrated(model, _rounded(model), task.calibration.x)
     rounding = _Rounding(model, {layer.name for layer in quantized}, ranges, step)
-    history = fit(rounding.model, task, step.fine_tune, seed=seed, on_epoch=on_epoch)
+    history = fit(rounding.model, task, step.fine_tune, seed=seed, on_epoch=on_epoch, files=files)
     return rounding.plain(model), history
 
 

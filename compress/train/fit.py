@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from msgspec import Meta
 
+from compress.data.augment import augment_batch
 from compress.data.task import Task
-from compress.train.losses import Loss, keras_loss, targets
-from compress.train.optimizers import Adam, Optimizer, keras_optimizer
-from compress.train.schedules import Constant, Cosine, Schedule, learning_rate
+from compress.train.batches import ahead, cut, read_batch
+from compress.train.checkpoint import (
+    EpochEnd,
+    Standing,
+    TrainingFiles,
+    fingerprint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from compress.train.draws import order
+from compress.train.logs import TensorBoard, write_csv
+from compress.train.losses import Loss, keras_loss
+from compress.train.optimizers import Adam, AdamW, GradientDescent, Optimizer, momentum_name
+from compress.train.regularise import Regularise, why_not_dropped
+from compress.train.schedules import (
+    Constant,
+    OneCycle,
+    Plateau,
+    Schedule,
+    learning_rate,
+    momentum,
+    rises,
+    why_not_scheduled,
+)
+from compress.train.step import Augment, Step
 from compress.train.trainable import why_not_trained
 from deploy.errors import UserError, needs_extra
+from deploy.machine import this_environment
 from deploy.record import Record
+
+__all__ = [
+    "EarlyStopping",
+    "EpochEnd",
+    "Fit",
+    "History",
+    "OnEpoch",
+    "Training",
+    "TrainingFiles",
+    "fit",
+    "make_step",
+]
+
+_STEPS_BETWEEN_LOOKS = 20
+"""Losses are looked at together: a look waits for an accelerator to finish."""
 
 
 class EarlyStopping(Record, frozen=True):
@@ -28,7 +70,8 @@ class EarlyStopping(Record, frozen=True):
 
     patience: Annotated[int, Meta(ge=1)]
     """Epochs in a row without improvement after which training stops."""
-    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    metric: str = "val_loss"
+    """Any metric that the training reports; of a ``loss`` or an error less is better."""
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
 
 
@@ -44,39 +87,49 @@ class Fit(Record, frozen=True):
     do."""
     optimizer: Optimizer = Adam()
     schedule: Schedule = Constant()
+    regularise: Regularise = Regularise()
     early_stopping: EarlyStopping | None = None
     """None keeps the last epoch's weights."""
     deterministic: bool = True
     """Bit-equal weights for equal seeds on one machine. TensorFlow cannot take this back: once a
     deterministic run was made, every later run of the process is deterministic too."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What TensorFlow computes in where it holds that safe; weights stay float32. ``bfloat16`` needs
+    a processor with AVX512-BF16 or AMX."""
+    xla: bool = False
+    """Compile each step with XLA: a longer start, and faster steps of networks with many small
+    operations."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.schedule, Cosine) and self.schedule.warmup_epochs >= self.epochs:
+        why_not = why_not_scheduled(self.schedule, epochs=self.epochs)
+        if why_not is not None:
+            raise ValueError(why_not)
+        if isinstance(self.optimizer, AdamW) and self.regularise.weight_decay:
             raise ValueError(
-                f"schedule.warmup_epochs must be below epochs ({self.epochs}), "
-                f"got {self.schedule.warmup_epochs:g}"
+                "regularise.weight_decay is adamw's own weight_decay; set optimizer.weight_decay"
+            )
+        if self._moves_momentum and momentum_name(self.optimizer) is None:
+            raise ValueError(
+                "schedule.momentum needs an optimizer with momentum: adam, adamw, or sgd with a "
+                "momentum above 0"
             )
 
-    def steps_per_epoch(self, samples: int) -> int:
-        """Batches in an epoch over ``samples`` samples.
+    @property
+    def _moves_momentum(self) -> bool:
+        return isinstance(self.schedule, OneCycle) and self.schedule.momentum is not None
 
-        >>> Fit(epochs=1, batch_size=128).steps_per_epoch(300)
+    def batches_per_epoch(self, samples: int) -> int:
+        """Batches in an epoch over ``samples`` samples: how often the network is computed.
+
+        >>> Fit(epochs=1, batch_size=128).batches_per_epoch(300)
         3
         """
         return math.ceil(samples / self.batch_size)
 
-
-class EpochEnd(Record, frozen=True):
-    """What is known when an epoch is over."""
-
-    epoch: int
-    """Counted from 1."""
-    epochs: int
-    """How many there will be, unless training stops early."""
-    metrics: dict[str, float]
-    """``loss``, ``accuracy`` and, with validation samples, ``val_loss`` and ``val_accuracy``."""
-    seconds: float
-    """How long the epoch took, validation included."""
+    def steps_per_epoch(self, samples: int) -> int:
+        """Steps of the optimizer in an epoch: its batches, but one of full-batch descent."""
+        full = isinstance(self.optimizer, GradientDescent)
+        return 1 if full else self.batches_per_epoch(samples)
 
 
 OnEpoch = Callable[[EpochEnd], None]
@@ -100,11 +153,16 @@ def fit(
     callbacks: Sequence[Any] = (),
     on_epoch: OnEpoch | None = None,
     keep_from: int = 1,
+    files: TrainingFiles | None = None,
 ) -> History:
     """Train a Keras model in place on ``task.train``, watching ``task.validation``.
 
-    Prints nothing. Python's, numpy's and TensorFlow's global generators are seeded, because Keras
-    draws from all three. The optimizer is made anew; the model's own is dropped.
+    Prints nothing. Python's, numpy's and TensorFlow's global generators are seeded, because a
+    network's own code may draw from them; what the loop and Keras' layers draw depends on the seed
+    and the step alone. The optimizer is made anew; the model's own is dropped.
+
+    A training whose checkpoint is found goes on from there; in deterministic mode it ends with the
+    very weights of one that was never stopped.
 
     Args:
         model: a tf-keras classifier that ends in a softmax; compiled or not.
@@ -112,130 +170,406 @@ def fit(
         config: how to learn it.
         seed: of shuffling, dropout and everything else that is drawn while training.
         callbacks: further Keras callbacks; at the end of an epoch they run first, so that what
-            they do to the weights is in the weights that are kept.
-        on_epoch: told about the end of each epoch.
+            they do to the weights is in the weights that are kept. What they remember outside the
+            model's variables is not in a checkpoint.
+        on_epoch: told about the end of each epoch; what it raises ends the training.
         keep_from: first epoch, counted from 1, that early stopping may judge and keep.
+        files: what is left on disk meanwhile; None leaves nothing.
 
     Raises:
-        UserError: if the batch is larger than the training split, early stopping has no
-            validation samples, the model does not turn a sample into one probability a class, or
+        UserError: if the batch is larger than the training split, early stopping or the schedule
+            watch a metric that there is not, the model does not turn a sample into one probability
+            a class, something that was asked for does not work with this network or machine, or
             the loss or a weight becomes infinite or NaN; the model's weights are worthless then.
     """
     with needs_extra("compress"):
         import tensorflow as tf
         import tf_keras
 
-    why_not = _why_not_fitted(task, config) or why_not_trained(model, task)
+    why_not = (
+        why_not_fitted(task, config)
+        or why_not_trained(model, task)
+        or why_not_dropped(model, config.regularise)
+    )
     if why_not is not None:
         raise UserError(why_not)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(seed)
-    rate = learning_rate(
-        config.schedule,
-        config.optimizer.learning_rate,
-        epochs=config.epochs,
-        steps_per_epoch=config.steps_per_epoch(len(task.train)),
+    step = make_step(model, task, config, seed=seed)
+    names = [metric.name for metric in model.metrics]
+    why_not = _why_not_watched(names, task, config)
+    if why_not is not None:
+        raise UserError(why_not)
+    training = Training(
+        step,
+        task=task,
+        config=config,
+        seed=seed,
+        callbacks=callbacks,
+        on_epoch=on_epoch,
+        keep_from=keep_from,
+        files=files or TrainingFiles(),
     )
-    model.compile(
-        optimizer=keras_optimizer(config.optimizer, rate),
+    with _computing_in(config.precision), contextlib.closing(step):
+        return training.run()
+
+
+def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
+    """Return what one batch of a task does to a model."""
+    return Step(
+        model,
+        optimizer=config.optimizer,
+        regularise=config.regularise,
         loss=keras_loss(config.loss),
         metrics=["accuracy"],
+        seed=seed,
+        example=read_batch(task, task.train, np.arange(1)),
+        augment=_augment(task),
+        moves_momentum=config._moves_momentum,  # noqa: SLF001  # of this file
+        xla=config.xla,
     )
-    run = _Run(model, config, on_epoch, keep_from)
-    watch = tf_keras.callbacks.LambdaCallback(
-        on_epoch_begin=run.begin_epoch, on_batch_end=run.end_step, on_epoch_end=run.end_epoch
-    )
-    model.fit(
-        task.train.x,
-        targets(task, task.train.y),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        validation_data=(task.validation.x, targets(task, task.validation.y))
-        if len(task.validation)
-        else None,
-        callbacks=[*callbacks, watch],
-        verbose=0,
-    )
-    return run.finish()
 
 
-class _Run:
-    """What is remembered between the epochs of one training run."""
+class Training:
+    """One training run: where it stands, and how it gets on from there."""
 
-    def __init__(self, model: Any, config: Fit, on_epoch: OnEpoch | None, keep_from: int) -> None:
-        self.model = model
+    def __init__(
+        self,
+        step: Step,
+        *,
+        task: Task,
+        config: Fit,
+        seed: int,
+        callbacks: Sequence[Any],
+        on_epoch: OnEpoch | None,
+        keep_from: int,
+        files: TrainingFiles,
+    ) -> None:
+        import tf_keras
+
+        self.step = step
+        self.model = step.model
+        self.task = task
         self.config = config
+        self.seed = seed
+        self.callbacks = tf_keras.callbacks.CallbackList(list(callbacks), model=step.model)
         self.on_epoch = on_epoch
         self.keep_from = keep_from
-        self.history: list[dict[str, float]] = []
+        self.files = files
+        self.ends: list[EpochEnd] = []
         self.best_epoch: int | None = None
         self.best_weights: list[Any] = []
+        self.steps_per_epoch = config.steps_per_epoch(len(task.train))
+        self.losses: list[tuple[int, Any]] = []
+        """Of the steps, counted from 0, that were not looked at yet."""
+        self.between_steps = False
+        """Whether weights, metrics and epochs agree, so that they can be written down."""
+        self.saved_at = time.monotonic()
+        self.saving_seconds = 0.0
 
-    def begin_epoch(self, _epoch: int, _logs: Any) -> None:
-        self.started = time.perf_counter()
+    def run(self) -> History:
+        """Train to the end; return how it went."""
+        self.begin()
+        board = TensorBoard(self.files.tensorboard) if self.files.tensorboard else None
+        try:
+            while len(self.ends) < self.config.epochs and not self._over():
+                self.epoch()
+                if board is not None:
+                    board.write(self.ends[-1])
+        except KeyboardInterrupt:
+            if self.between_steps:
+                self._save()
+            raise
+        finally:
+            if board is not None:
+                board.close()
+        self.callbacks.on_train_end()
+        kept_epoch = len(self.ends)
+        if self.best_epoch is not None:
+            kept_epoch = self.best_epoch
+            self._set_weights(self.best_weights)
+        return History(epochs=tuple(end.metrics for end in self.ends), kept_epoch=kept_epoch)
 
-    def end_step(self, step: int, logs: dict[str, float]) -> None:
-        self._require_finite("loss", logs["loss"], f"step {step + 1}")
+    def begin(self) -> None:
+        """Stand where the training begins, or where its checkpoint does."""
+        self.model.stop_training = False
+        self.callbacks.on_train_begin()
+        self._resume()
 
-    def end_epoch(self, _epoch: int, logs: dict[str, float]) -> None:
-        metrics = {name: float(value) for name, value in logs.items()}
-        if "val_loss" in metrics:
-            self._require_finite("val_loss", metrics["val_loss"], "its end")
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of the epochs that are over."""
+        return [end.metrics for end in self.ends]
+
+    def epoch(self) -> None:
+        """Make what is left of an epoch, and look at what it brought."""
+        epoch, started = len(self.ends), time.perf_counter()
+        done = self.step.steps - epoch * self.steps_per_epoch
+        if done == 0:
+            self.step.reset()
+        self.callbacks.on_epoch_begin(epoch)
+        self.between_steps = True
+        if isinstance(self.config.optimizer, GradientDescent):
+            if done == 0:
+                self._descend(epoch)
+        else:
+            self._steps(epoch, done)
+        self._look_at_losses()
+        self.between_steps = False
+        metrics = self._metrics()
+        self.callbacks.on_epoch_end(epoch, dict(metrics))
+        end = EpochEnd(
+            epoch=epoch + 1,
+            epochs=self.config.epochs,
+            metrics=metrics,
+            seconds=time.perf_counter() - started,
+            learning_rate=self._rate(self.step.steps - 1),
+        )
+        self.ends.append(end)
+        if self.files.csv is not None:
+            write_csv(self.files.csv, self.ends)
+        if self.config.early_stopping is not None:
+            self._keep_best(self.config.early_stopping)
+        self.between_steps = True
+        if self.on_epoch is not None:
+            self.on_epoch(end)
+
+    def _steps(self, epoch: int, done: int) -> None:
+        """Make the steps of an epoch that are not ``done`` yet, one a batch."""
+        train = self.task.train
+        parts = cut(order(len(train), seed=self.seed, epoch=epoch), self.config.batch_size)[done:]
+        batches = ahead(partial(read_batch, self.task, train), parts)
+        with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
+            for index, (x, y) in enumerate(batches, start=done):
+                at = epoch * self.steps_per_epoch + index
+                self.callbacks.on_train_batch_begin(index)
+                loss = self.step.update(
+                    x, y, at=at, rate=self._rate(at), momentum=self._momentum(at)
+                )
+                self.losses.append((at, loss))
+                self.callbacks.on_train_batch_end(index)
+                if len(self.losses) >= _STEPS_BETWEEN_LOOKS:
+                    self._look_at_losses()
+                self._save_if_due()
+
+    def _descend(self, epoch: int) -> None:
+        """Make the one step of an epoch of full-batch descent."""
+        train = self.task.train
+        parts = cut(np.arange(len(train)), self.config.batch_size)
+        self.step.forget_sums()
+        self.callbacks.on_train_batch_begin(0)
+        batches = ahead(partial(read_batch, self.task, train), parts)
+        with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
+            for index, (x, y) in enumerate(batches):
+                share = len(parts[index]) / len(train)
+                loss = self.step.accumulate(x, y, at=epoch * len(parts) + index, share=share)
+                self.losses.append((epoch, loss))
+        self.step.descend(rate=self._rate(epoch), momentum=self._momentum(epoch))
+        self.callbacks.on_train_batch_end(0)
+        self._save_if_due()
+
+    def _rate(self, at: int) -> float:
+        return learning_rate(
+            self.config.schedule,
+            self.config.optimizer.learning_rate,
+            at,
+            epochs=self.config.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            history=self.history if isinstance(self.config.schedule, Plateau) else (),
+        )
+
+    def _momentum(self, at: int) -> float | None:
+        return momentum(
+            self.config.schedule,
+            at,
+            epochs=self.config.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+    def _metrics(self) -> dict[str, float]:
+        """Return the metrics of the epoch whose steps are over; look at validation for them."""
+        metrics = self.step.metrics()
+        penalty = self.step.mean_penalty()
+        if penalty is not None:
+            metrics["penalty"] = penalty
+        if len(self.task.validation):
+            self.step.reset()
+            parts = cut(np.arange(len(self.task.validation)), self.config.batch_size)
+            batches = ahead(partial(read_batch, self.task, self.task.validation), parts)
+            with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
+                for x, y in batches:
+                    self.step.evaluate(x, y)
+            seen = {f"val_{name}": value for name, value in self.step.metrics().items()}
+            self._require_finite("val_loss", seen["val_loss"], "its end")
+            metrics.update(seen)
         for weight in self.model.trainable_weights:
             # A fused ReLU turns NaN into 0: the loss can stay finite over worthless weights.
             self._require_finite(weight.name, float(weight.numpy().sum()), "its end")
-        self.history.append(metrics)
-        if self.on_epoch is not None:
-            seconds = time.perf_counter() - self.started
-            epoch = len(self.history)
-            self.on_epoch(
-                EpochEnd(epoch=epoch, epochs=self.config.epochs, metrics=metrics, seconds=seconds)
-            )
-        if self.config.early_stopping is not None:
-            self._keep_best(self.config.early_stopping)
-
-    def finish(self) -> History:
-        kept_epoch = len(self.history)
-        if self.best_epoch is not None:
-            kept_epoch = self.best_epoch
-            self.model.set_weights(self.best_weights)
-        return History(epochs=tuple(self.history), kept_epoch=kept_epoch)
+        return metrics
 
     def _keep_best(self, stopping: EarlyStopping) -> None:
-        epoch = len(self.history)
+        epoch = len(self.ends)
         if epoch < self.keep_from:
             return
         if self.best_epoch is None or self._gain(stopping, self.best_epoch) > stopping.min_delta:
-            self.best_epoch, self.best_weights = epoch, self.model.get_weights()
-        elif epoch - self.best_epoch >= stopping.patience:
-            self.model.stop_training = True
+            self.best_epoch = epoch
+            self.best_weights = [weight.numpy() for weight in self.model.weights]
+
+    def _over(self) -> bool:
+        """Say whether training ends before its last epoch."""
+        stopping, best = self.config.early_stopping, self.best_epoch
+        waited = stopping is not None and best is not None
+        return bool(self.model.stop_training) or (
+            waited and len(self.ends) - (best or 0) >= (stopping.patience if stopping else 0)
+        )
 
     def _gain(self, stopping: EarlyStopping, best_epoch: int) -> float:
         """By how much the last epoch beats the best one; above 0 is better."""
-        gain = self.history[-1][stopping.metric] - self.history[best_epoch - 1][stopping.metric]
-        return -gain if stopping.metric == "val_loss" else gain
+        history = self.history
+        gain = history[-1][stopping.metric] - history[best_epoch - 1][stopping.metric]
+        return gain if rises(stopping.metric) else -gain
 
-    def _require_finite(self, name: str, value: float, where: str) -> None:
+    def _look_at_losses(self) -> None:
+        """Stop at the first step whose loss is not finite."""
+        losses, self.losses = self.losses, []
+        for at, loss in losses:
+            where = f"step {at % self.steps_per_epoch + 1}"
+            self._require_finite("loss", float(loss), where, at=at)
+
+    def _require_finite(
+        self, name: str, value: float, where: str, *, at: int | None = None
+    ) -> None:
         if not math.isfinite(value):
-            rate = float(self.model.optimizer.learning_rate)
+            rate = self._rate(self.step.steps - 1 if at is None else at)
             raise UserError(
-                f"training: {name} became {value} in epoch {len(self.history) + 1} at {where} "
+                f"training: {name} became {value} in epoch {len(self.ends) + 1} at {where} "
                 f"with learning rate {rate:.3g}; lower optimizer.learning_rate, "
                 "add warm-up epochs, or look for NaN and unscaled values in the data"
             )
 
+    def _fingerprint(self) -> str:
+        parts = {
+            "key": self.files.key,
+            "config": self.config,
+            "data": self.task.digest,
+            "samples": [len(self.task.train), len(self.task.validation)],
+            "seed": self.seed,
+            "keep_from": self.keep_from,
+        }
+        return fingerprint(parts, [weight.numpy() for weight in self.model.weights])
 
-def _why_not_fitted(task: Task, config: Fit) -> str | None:
+    def _resume(self) -> None:
+        """Go on where the checkpoint stands, if there is one of this very training."""
+        path = self.files.checkpoint
+        if path is None:
+            return
+        self.fingerprint = self._fingerprint()
+        found = read_checkpoint(path, fingerprint=self.fingerprint)
+        if found is None:
+            return
+        standing, arrays = found
+        for name, variable in self.step.variables().items():
+            variable.assign(arrays[name])
+        self.ends, self.best_epoch = list(standing.epochs), standing.best_epoch
+        if self.best_epoch is not None:
+            self.best_weights = [
+                arrays[f"best_{index}"] for index in range(len(self.model.weights))
+            ]
+
+    def _save_if_due(self) -> None:
+        """Keep a checkpoint from time to time, so that writing takes at most a few percent."""
+        every = self.files.every_seconds
+        pause = max(every, 50 * self.saving_seconds) if every else 0.0
+        if self.files.checkpoint and time.monotonic() - self.saved_at >= pause:
+            self._look_at_losses()
+            self._save()
+
+    def _save(self) -> None:
+        if self.files.checkpoint is None:
+            return
+        began = time.monotonic()
+        arrays = {name: variable.numpy() for name, variable in self.step.variables().items()}
+        arrays |= {f"best_{index}": weight for index, weight in enumerate(self.best_weights)}
+        standing = Standing(
+            fingerprint=self.fingerprint, epochs=tuple(self.ends), best_epoch=self.best_epoch
+        )
+        write_checkpoint(self.files.checkpoint, standing, arrays)
+        self.saved_at = time.monotonic()
+        self.saving_seconds = self.saved_at - began
+
+    def _set_weights(self, values: Sequence[Any]) -> None:
+        for weight, value in zip(self.model.weights, values, strict=True):
+            weight.assign(value)
+
+
+@contextlib.contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Let TensorFlow rewrite the graphs of the block to compute in ``precision``.
+
+    The model is left alone, so that what is saved and exported is float32.
+    """
+    import tensorflow as tf
+
+    option = "auto_mixed_precision_onednn_bfloat16"
+    if precision == "float32":
+        yield
+        return
+    tf.config.optimizer.set_experimental_options({option: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: False})
+
+
+def _augment(task: Task) -> Augment | None:
+    """Return what the task does to its training batches."""
+    return partial(augment_batch, task.augment) if task.augment else None
+
+
+def why_not_fitted(task: Task, config: Fit) -> str | None:
     """Say why this task cannot be learned like this, or None if it can."""
-    if config.batch_size > len(task.train):
+    full = isinstance(config.optimizer, GradientDescent)
+    if config.batch_size > len(task.train) and not full:
         return (
             f"batch_size: {config.batch_size} is more than the {len(task.train)} training samples "
             f"of {task.name}; give a smaller batch_size or more samples"
         )
-    if config.early_stopping is not None and not len(task.validation):
+    for field, metric in _watched(config).items():
+        if metric.startswith("val_") and not len(task.validation):
+            return (
+                f"{field}: {metric} needs validation samples and {task.name} has none; "
+                f"raise data.validation_fraction or leave {field} out"
+            )
+    flags = this_environment().isa
+    if config.precision == "bfloat16" and not {"avx512_bf16", "amx_bf16"} & set(flags):
         return (
-            f"early_stopping: {config.early_stopping.metric} needs validation samples and "
-            f"{task.name} has none; raise data.validation_fraction or leave early_stopping out"
+            "precision: bfloat16 needs a processor with AVX512-BF16 or AMX, which this one has not; "
+            "leave it at float32"
         )
     return None
+
+
+def _why_not_watched(names: Sequence[str], task: Task, config: Fit) -> str | None:
+    """Say why a metric that stops or slows the training cannot be watched, or None if it can.
+
+    Args:
+        names: the metrics that the loop has of each epoch.
+        task: what is learned.
+        config: how.
+    """
+    known = [*names, *(f"val_{name}" for name in names if len(task.validation))]
+    for field, metric in _watched(config).items():
+        if metric not in known:
+            return f"{field}.metric: there is no {metric!r} here; there are {', '.join(known)}"
+    return None
+
+
+def _watched(config: Fit) -> dict[str, str]:
+    """Return the metric that each part of the settings watches, by the part's name."""
+    watched = {}
+    if config.early_stopping is not None:
+        watched["early_stopping"] = config.early_stopping.metric
+    if isinstance(config.schedule, Plateau):
+        watched["schedule"] = config.schedule.metric
+    return watched

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tf_keras
 from click.testing import CliRunner
 
 from compress.cli import cli
@@ -141,6 +142,82 @@ def test_options_of_one_format_are_refused_for_the_other(data, pruned, tmp_path)
     for words in (("--form", "int8"), ("--format", "tflite", "--opset", 17)):
         line = one_line("export", pruned, "--data", data, *words, "--out", tmp_path / "m")
         assert "--form is for --format tflite, --opset for onnx" in line
+
+
+def trained(data, out, *more):
+    words = ("train", "--data", data, "--network", "mlp", "--epochs", 3, "--batch-size", 32)
+    return invoke(*words, "--out", out, *more)
+
+
+def test_train_takes_every_key_of_a_recipes_train_table(data, tmp_path):
+    out = tmp_path / "mlp.keras"
+    settings = (
+        "regularise.l2=0.01",
+        "optimizer.momentum=0.5",
+        "schedule={kind='step', at_epochs=[1]}",
+    )
+    sets = [word for setting in settings for word in ("--set", setting)]
+    assert trained(data, out, "--optimizer", "sgd", *sets).exit_code == 0
+    made = json.loads((tmp_path / "mlp.keras.json").read_text())["step"]["train"]
+    assert made["regularise"]["l2"] == 0.01
+    assert made["optimizer"]["momentum"] == 0.5
+    assert made["schedule"]["at_epochs"] == [1]
+    lines = (tmp_path / "mlp.epochs.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert "penalty" in lines[0]
+
+
+def test_a_training_that_is_interrupted_says_how_to_go_on_and_goes_on(data, tmp_path, monkeypatch):
+    out, stopped = tmp_path / "mlp.keras", tmp_path / "mlp.keras.unfinished"
+
+    def interrupted(_watcher, epoch):
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    assert trained(data, tmp_path / "whole.keras").exit_code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("compress.progress.ConsoleWatcher.epoch_ended", interrupted)
+        result = trained(data, out)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert stopped.exists()
+    assert not out.exists()
+    result = trained(data, out)
+    assert result.exit_code == 0
+    assert not stopped.exists()
+    assert "epoch 3/3" in result.stderr
+    assert "epoch 2/3" not in result.stderr
+    again = tf_keras.models.load_model(out).get_weights()
+    whole = tf_keras.models.load_model(tmp_path / "whole.keras").get_weights()
+    assert all(map(np.array_equal, again, whole))
+
+
+def test_a_learning_rate_is_found_and_its_curve_drawn(data, tmp_path):
+    words = ("find-learning-rate", "--data", data, "--network", "mlp", "--batch-size", 32)
+    result = invoke(*words, "--steps", 60, "--out", tmp_path / "rates.svg", "--json")
+    assert result.exit_code == 0, result.output
+    assert 1e-6 <= json.loads(result.stdout)["suggestion"] <= 10
+    assert "<svg" in (tmp_path / "rates.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("optimizer.momentum", "--set: needs KEY=VALUE"),
+        ("epochs.x=1", "'epochs' in 'epochs.x' is a value, not a table"),
+        ("optimizer.nesterov=true", "optimizer: unknown key 'nesterov'"),
+        ("schedule={kind='list', rates=[0.1]}", "one learning rate for each of 3 epochs, got 1"),
+        ("early_stopping={patience=1, metric='val_auc'}", "there is no 'val_auc' here"),
+        ("batch_size=9999", "9999 is more than the"),
+    ],
+)
+def test_a_mistake_in_how_to_train_is_one_line_and_leaves_nothing(
+    data, tmp_path, setting, complaint
+):
+    result = trained(data, tmp_path / "mlp.keras", "--set", setting)
+    assert result.exit_code == 2
+    assert complaint in result.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_compares_two_models_sample_by_sample(onnx, int8, test_npz):

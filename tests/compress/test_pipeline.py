@@ -122,7 +122,8 @@ def test_a_run_lays_out_report_models_recipe_and_test_samples(finished):
     made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     models = {f"variants/{name}/model.onnx" for name in ("baseline", "pruned", "int8")}
     models |= {f"variants/{name}/model.keras" for name in ("baseline", "pruned")}
-    records = {f"{model}.json" for model in models}
+    models |= {f"variants/{name}/epochs.csv" for name in ("baseline", "pruned")}
+    records = {f"{model}.json" for model in models if not model.endswith(".csv")}
     tables = {"report.html", "report.md", "results.csv", "results.json"}
     assert made == models | records | tables | {"recipe.toml", "test.npz", "best.lship"}
 
@@ -381,6 +382,34 @@ def test_without_litert_a_recipe_that_needs_it_is_refused_before_any_training(
     with pytest.raises(MissingExtraError, match=r"pip install 'lightship\[litert\]'"):
         run(recipe, tmp_path / "out", tmp_path / "store")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_cut_off_between_two_epochs_goes_on_with_the_next_one(
+    finished, recipe, tmp_path
+):
+    class Impatient(Heard):
+        def epoch_ended(self, epoch):
+            super().epoch_ended(epoch)
+            if epoch.epoch == 2:
+                raise KeyboardInterrupt
+
+    alone = msgspec.structs.replace(recipe, variants=())
+    store = Store(tmp_path / "store")
+    (stage,) = pipeline.plan(alone, pipeline.load_task(alone.data, seed=0)).values()
+    settings = {"out": tmp_path / "out", "store": store, "command": "", "now": STARTED}
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(alone, watcher=Impatient(), **settings)
+    assert store.unfinished(stage.keras_key).exists()
+    _, heard = run(alone, tmp_path / "out", tmp_path / "store")
+    assert heard.epochs == 1  # of three
+    assert not store.unfinished(stage.keras_key).exists()
+    whole = finished[0] / "variants/baseline/model.onnx"
+    x = np.load(finished[0] / "test.npz")["x"]
+    scores = [
+        open_model(path).scores(x)
+        for path in (whole, tmp_path / "out/variants/baseline/model.onnx")
+    ]
+    assert np.array_equal(*scores)
 
 
 def start(recipe_file, out):

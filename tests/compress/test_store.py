@@ -109,3 +109,14 @@ Store(Path({str(tmp_path)!r})).add("key", fill)
     assert list(tmp_path.rglob("half.txt")) != []
     store.add("key", write_hello)
     assert list(tmp_path.rglob("half.txt")) == []
+
+
+def test_a_finished_step_takes_its_checkpoint_away_and_forgotten_ones_too(tmp_path):
+    store = Store(tmp_path)
+    old, own, other = (store.unfinished(key) for key in ("old", "own", "other"))
+    old.parent.mkdir(parents=True)
+    for checkpoint in (old, own, other):
+        checkpoint.write_bytes(b"")
+    os.utime(old, (0, 0))
+    store.add("own", lambda folder: (folder / "a").write_text("a"))
+    assert [path.exists() for path in (old, own, other)] == [False, False, True]

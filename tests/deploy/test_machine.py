@@ -92,7 +92,7 @@ hw.optional.avx512f: 0
             XEON,
             "x86_64",
             "Intel(R) Xeon(R) Platinum 8480+",
-            ("amx_int8", "avx2", "avx512_vnni", "avx512f", "avx_vnni"),
+            ("amx_bf16", "amx_int8", "avx2", "avx512_vnni", "avx512f", "avx_vnni"),
             "x86-vnni",
         ),
     ],

@@ -6,11 +6,12 @@ import pytest
 import tf_keras
 
 from compress.data.task import Split
-from compress.train.fit import EarlyStopping, EpochEnd, Fit, fit
+from compress.train.fit import EarlyStopping, EpochEnd, Fit, TrainingFiles, fit
 from compress.train.losses import targets
-from compress.train.optimizers import Adam, AdamW, RmsProp, Sgd
-from compress.train.schedules import Cosine
+from compress.train.optimizers import Adam, AdamW, GradientDescent, RmsProp, Sgd
+from compress.train.schedules import Cosine, OneCycle, Plateau
 from deploy.errors import UserError
+from deploy.machine import this_environment
 
 
 def network(units=8, classes=3, activation="softmax", dropout=0.0, activation_inside="relu"):
@@ -63,7 +64,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_gives_others(tiny_ta
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("optimizer", [Adam(), AdamW(), Sgd(nesterov=True), RmsProp()])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Adam(amsgrad=True),
+        AdamW(),
+        Sgd(nesterov=True),
+        RmsProp(centered=True, momentum=0.5),
+        GradientDescent(learning_rate=0.5),
+    ],
+)
 def test_every_optimizer_lowers_the_loss_under_a_cosine_schedule(tiny_task, optimizer):
     config = Fit(epochs=3, batch_size=16, optimizer=optimizer, schedule=Cosine(warmup_epochs=0.5))
     losses = [epoch["loss"] for epoch in fit(network(), tiny_task, config, seed=0).epochs]
@@ -246,6 +256,151 @@ def test_a_model_with_two_outputs_is_refused(tiny_task):
 def test_a_mistake_in_the_settings_is_named_with_its_place(fields, complaint):
     with pytest.raises(msgspec.ValidationError, match=complaint):
         decode(**fields)
+
+
+def test_a_metric_that_the_task_has_not_is_refused_where_it_is_watched(tiny_task):
+    stopping = Fit(
+        epochs=1, batch_size=64, early_stopping=EarlyStopping(patience=1, metric="val_auc")
+    )
+    with pytest.raises(
+        UserError, match=r"early_stopping.metric: there is no 'val_auc' here; there"
+    ):
+        fit(network(), tiny_task, stopping, seed=0)
+    slowing = Fit(epochs=1, batch_size=64, schedule=Plateau(metric="r2"))
+    with pytest.raises(UserError, match=r"schedule.metric: there is no 'r2' here; there are loss,"):
+        fit(network(), tiny_task, slowing, seed=0)
+    task = without_validation(tiny_task)
+    with pytest.raises(UserError, match="schedule: val_loss needs validation samples"):
+        fit(network(), task, Fit(epochs=1, batch_size=64, schedule=Plateau()), seed=0)
+
+
+def test_full_batch_descent_makes_one_step_an_epoch_and_takes_a_batch_larger_than_the_data(
+    tiny_task,
+):
+    config = Fit(epochs=2, batch_size=1000, optimizer=GradientDescent())
+    model = network()
+    fit(model, tiny_task, config, seed=0)
+    assert int(model.optimizer.iterations) == 2
+
+
+def test_the_loop_asks_for_batches_and_never_for_all_samples(tiny_task):
+    class Streamed:
+        """Samples that are read when asked for, as a folder of images is."""
+
+        def __init__(self, x):
+            self._x = x
+            self.shape, self.dtype, self.asked = x.shape, x.dtype, []
+
+        def __len__(self):
+            return len(self._x)
+
+        def __getitem__(self, indices):
+            part = self._x[indices]
+            self.asked.append(len(part))
+            return part
+
+        def __array__(self, *_args, **_kwargs):
+            raise AssertionError("all samples at once")
+
+    streamed = {
+        name: dataclasses.replace(getattr(tiny_task, name), x=Streamed(getattr(tiny_task, name).x))
+        for name in ("train", "validation")
+    }
+    task = dataclasses.replace(tiny_task, **streamed)
+    model, again = network(dropout=0.3), network(dropout=0.3)
+    fit(model, task, Fit(epochs=2, batch_size=20), seed=0)
+    fit(again, tiny_task, Fit(epochs=2, batch_size=20), seed=0)
+    assert max(task.train.x.asked + task.validation.x.asked) == 20
+    assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
+
+
+def test_a_sample_that_cannot_be_read_is_said_as_the_source_says_it(tiny_task):
+    class Damaged:
+        shape, dtype = tiny_task.train.x.shape, tiny_task.train.x.dtype
+
+        def __len__(self):
+            return len(tiny_task.train)
+
+        def __getitem__(self, indices):
+            if not isinstance(indices, slice) and len(indices) > 1:
+                raise UserError("cat.png: this image is damaged")
+            return tiny_task.train.x[indices]
+
+    train = dataclasses.replace(tiny_task.train, x=Damaged())
+    with pytest.raises(UserError, match=r"^cat.png: this image is damaged$"):
+        fit(network(), dataclasses.replace(tiny_task, train=train), Fit(epochs=1), seed=0)
+
+
+def test_each_epoch_is_a_line_of_the_table_and_a_step_of_tensorboards_logs(tiny_task, tmp_path):
+    import tensorflow as tf
+
+    files = TrainingFiles(csv=tmp_path / "epochs.csv", tensorboard=tmp_path / "logs")
+    config = Fit(epochs=2, batch_size=64, schedule=Cosine())
+    history = fit(network(), tiny_task, config, seed=0, files=files)
+    header, first, second = (tmp_path / "epochs.csv").read_text().splitlines()
+    assert header == "epoch,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
+    assert first.startswith(f"1,{history.epochs[0]['loss']},")
+    assert second.startswith(f"2,{history.epochs[1]['loss']},")
+    (log,) = (tmp_path / "logs").iterdir()
+    records = tf.data.TFRecordDataset(str(log)).as_numpy_iterator()
+    events = [tf.compat.v1.Event.FromString(record) for record in records]
+    written = {
+        (value.tag, event.step): float(tf.make_ndarray(value.tensor))
+        for event in events
+        for value in event.summary.value
+    }
+    assert written["validation/loss", 2] == pytest.approx(history.epochs[1]["val_loss"])
+    assert {step for _, step in written} == {1, 2}
+    assert written["training/learning_rate", 1] > written["training/learning_rate", 2]
+
+
+def test_a_one_cycle_moves_the_momentum_and_leaves_the_optimizer_as_it_was(tiny_task, tmp_path):
+    schedule = OneCycle(momentum=(0.5, 0.9))
+    model = network()
+    fit(model, tiny_task, Fit(epochs=2, batch_size=64, optimizer=Sgd(), schedule=schedule), seed=0)
+    assert model.optimizer.momentum == 0.9
+    model.save(tmp_path / "model.keras")
+    still = network()
+    fit(
+        still, tiny_task, Fit(epochs=2, batch_size=64, optimizer=Sgd(), schedule=OneCycle()), seed=0
+    )
+    assert not np.allclose(model.get_weights()[0], still.get_weights()[0])
+
+
+@pytest.mark.skipif(
+    not {"avx512_bf16", "amx_bf16"} & set(this_environment().isa),
+    reason="this processor does not compute in bfloat16",
+)
+def test_bfloat16_computes_less_exactly_and_leaves_weights_float32(tiny_task):
+    def weights(precision):
+        model = network(units=32)
+        fit(model, tiny_task, Fit(epochs=1, batch_size=32, precision=precision), seed=0)
+        return model.get_weights()
+
+    exact, rough, again = weights("float32"), weights("bfloat16"), weights("float32")
+    assert all(weight.dtype == np.float32 for weight in rough)
+    assert not all(map(np.array_equal, exact, rough))
+    assert all(np.allclose(a, b, atol=0.02) for a, b in zip(exact, rough, strict=True))
+    assert all(map(np.array_equal, exact, again))  # the option ends with its training
+
+
+def test_bfloat16_on_a_processor_without_it_is_refused(tiny_task, monkeypatch):
+    bare = msgspec.structs.replace(this_environment(), isa=("avx2",))
+    monkeypatch.setattr("compress.train.fit.this_environment", lambda: bare)
+    with pytest.raises(UserError, match="bfloat16 needs a processor with AVX512-BF16 or AMX"):
+        fit(network(), tiny_task, Fit(epochs=1, precision="bfloat16"), seed=0)
+
+
+@pytest.mark.slow
+def test_xla_trains_to_nearly_the_same_weights(tiny_task):
+    def weights(xla):
+        model = network()  # without dropout: XLA draws other numbers
+        # Adam would turn the last bit of a gradient near 0 into a whole step.
+        fit(model, tiny_task, Fit(epochs=1, batch_size=64, optimizer=Sgd(), xla=xla), seed=0)
+        return model.get_weights()
+
+    pairs = zip(weights(xla=True), weights(xla=False), strict=True)
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in pairs)
 
 
 def test_settings_survive_the_way_through_json():

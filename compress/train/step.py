@@ -1,0 +1,267 @@
+"""What one batch does to the weights: the part of the loop that runs as a TensorFlow graph.
+
+Everything that holds state is made here, under the strategy of ``tf.distribute`` that is in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compress.train.draws import Draws, drawing_from
+from compress.train.optimizers import (
+    GradientDescent,
+    Optimizer,
+    keras_optimizer,
+    momentum_name,
+    step_size,
+)
+from compress.train.regularise import (
+    Regularise,
+    dropping,
+    kernels,
+    limited,
+    others,
+    penalty,
+    soft_threshold,
+)
+from deploy.errors import UserError
+
+Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""``(x, y, seed) -> (x, y)`` of one training batch, in TensorFlow."""
+
+_CLIP = {"clip_value": "clipvalue", "clip_norm": "clipnorm", "clip_global_norm": "global_clipnorm"}
+
+
+class Step:
+    """A model, its optimizer and its metrics, with the graphs that move them.
+
+    Loss, metrics and optimizer are the model's own: it is compiled with them.
+
+    Args:
+        model: a built tf-keras model.
+        optimizer: how its weights move.
+        regularise: what is added to the loss and done to the weights.
+        loss: as ``Model.compile`` takes it.
+        metrics: likewise.
+        seed: of everything that is drawn.
+        example: a batch, of which shapes and types count.
+        augment: what is done to a training batch first.
+        moves_momentum: whether the momentum is set at each step.
+        xla: compile the graphs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        optimizer: Optimizer,
+        regularise: Regularise,
+        loss: Any,
+        metrics: Sequence[Any],
+        seed: int,
+        example: tuple[Any, Any],
+        augment: Augment | None = None,
+        moves_momentum: bool = False,
+        xla: bool = False,
+    ) -> None:
+        import tensorflow as tf
+        import tf_keras
+
+        self.model = model
+        self._settings = optimizer
+        self._regularise = regularise
+        self._seed = seed
+        self._augment = augment
+        self._draws = Draws()
+        with tf.distribute.get_strategy().scope():
+            self.optimizer = keras_optimizer(
+                optimizer,
+                weight_decay=regularise.weight_decay,
+                decays_not=others(model),
+                clip={_CLIP[name]: limit for name, limit in regularise.clipping().items()},
+            )
+            model.compile(optimizer=self.optimizer, loss=loss, metrics=list(metrics))
+            outputs = model(example[0][:1], training=False)
+            model.compiled_loss.build(outputs)
+            model.compiled_metrics.build(outputs, example[1][:1])
+            self.optimizer.build(model.trainable_variables)
+            self._kernels = kernels(model)
+            self._penalty = (
+                tf_keras.metrics.Mean("penalty")
+                if regularise.l1 or regularise.l2 or model.losses
+                else None
+            )
+            self._sums = (
+                [tf.Variable(tf.zeros_like(w), trainable=False) for w in model.trainable_variables]
+                if isinstance(optimizer, GradientDescent)
+                else []
+            )
+            self._momentum = momentum_name(optimizer) if moves_momentum else None
+            if self._momentum is not None:
+                first = getattr(self.optimizer, self._momentum)
+                # Keras reads the attribute when it builds the graph: a variable stays in it.
+                setattr(self.optimizer, self._momentum, tf.Variable(first, trainable=False))
+                self._first_momentum = first
+        x, y = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in example)
+        number, whole = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int64)
+        graph = {"jit_compile": True} if xla else {}
+        self._update = tf.function(self._one_update, [x, y, whole, number, number], **graph)
+        self._accumulate = tf.function(self._one_share, [x, y, whole, number], **graph)
+        self._apply_sums = tf.function(self._one_descent, [number, number], **graph)
+        self._evaluate = tf.function(self._one_evaluation, [x, y], **graph)
+        self._xla = xla
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far, as the graph counts them: never out of step with the weights."""
+        return int(self.optimizer.iterations)
+
+    def update(self, x: Any, y: Any, *, at: int, rate: float, momentum: float | None) -> Any:
+        """Move the weights by one batch; return its loss, a scalar tensor, without the penalty.
+
+        Args:
+            x: inputs, ``(b, ...)``.
+            y: targets, ``(b, outputs)``.
+            at: batches before this one, over all epochs: it decides what is drawn.
+            rate: the learning rate.
+            momentum: the momentum; None leaves the optimizer's.
+        """
+        return self._compiled(self._update, x, y, at, rate, momentum or 0.0)
+
+    def accumulate(self, x: Any, y: Any, *, at: int, share: float) -> Any:
+        """Add ``share`` of a batch's gradient up; return its loss. See ``update``."""
+        return self._compiled(self._accumulate, x, y, at, share)
+
+    def descend(self, *, rate: float, momentum: float | None) -> None:
+        """Move the weights by the gradients that were added up, and forget these."""
+        self._compiled(self._apply_sums, rate, momentum or 0.0)
+
+    def forget_sums(self) -> None:
+        """Forget gradients that were added up and not used."""
+        for total in self._sums:
+            total.assign(total * 0)
+
+    def evaluate(self, x: Any, y: Any) -> None:
+        """Let the metrics see a batch; nothing is trained."""
+        self._compiled(self._evaluate, x, y)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the mean loss and the metrics over what they have seen."""
+        return {metric.name: float(metric.result()) for metric in self.model.metrics}
+
+    def mean_penalty(self) -> float | None:
+        """Return the mean of the penalty over the steps; None if there is none."""
+        return float(self._penalty.result()) if self._penalty is not None else None
+
+    def reset(self) -> None:
+        """Let the metrics forget what they have seen."""
+        self.model.reset_metrics()
+        if self._penalty is not None:
+            self._penalty.reset_state()
+
+    def variables(self) -> dict[str, Any]:
+        """Return everything that a training which goes on has to have again, by name."""
+        metrics = [*self.model.metrics, *([self._penalty] if self._penalty is not None else [])]
+        groups = {
+            "model": self.model.weights,
+            "optimizer": self.optimizer.variables,
+            "metric": [variable for metric in metrics for variable in metric.variables],
+        }
+        return {
+            f"{group}_{index}": variable
+            for group, variables in groups.items()
+            for index, variable in enumerate(variables)
+        }
+
+    def close(self) -> None:
+        """Leave the optimizer as Keras made it, so that the model can be saved with it."""
+        if self._momentum is not None:
+            setattr(self.optimizer, self._momentum, self._first_momentum)
+
+    def _one_update(self, x: Any, y: Any, at: Any, rate: Any, momentum: Any) -> Any:
+        loss, gradients = self._gradients(x, y, at, 1.0)
+        self._move(gradients, rate, momentum)
+        return loss
+
+    def _one_share(self, x: Any, y: Any, at: Any, share: Any) -> Any:
+        import tensorflow as tf
+
+        loss, gradients = self._gradients(x, y, at, share)
+        for total, gradient in zip(self._sums, gradients, strict=True):
+            if gradient is not None:
+                total.assign_add(tf.convert_to_tensor(gradient))
+        return loss
+
+    def _one_descent(self, rate: Any, momentum: Any) -> None:
+        self._move([total.read_value() for total in self._sums], rate, momentum)
+        self.forget_sums()
+
+    def _one_evaluation(self, x: Any, y: Any) -> None:
+        outputs = self.model(x, training=False)
+        self.model.compiled_loss(y, outputs)
+        self.model.compiled_metrics.update_state(y, outputs)
+
+    def _gradients(self, x: Any, y: Any, at: Any, share: Any) -> tuple[Any, list[Any]]:
+        """Return the loss of a batch and ``share`` of the gradients, and let the metrics see it."""
+        import tensorflow as tf
+
+        model, regularise, draws = self.model, self._regularise, self._draws
+        seed = tf.stack([tf.constant(self._seed, tf.int64), at])
+        draws.begin(seed)
+        if self._augment is not None:
+            x, y = self._augment(x, y, seed)
+
+        def drop(values: Any) -> Any:
+            return draws.dropout(values, regularise.dropout)
+
+        with (
+            tf.GradientTape() as tape,
+            drawing_from(model, draws),
+            dropping(model, regularise, drop),
+        ):
+            outputs = model(x, training=True)
+            loss = model.compiled_loss(y, outputs)
+            own = sum(model.losses, tf.constant(0.0))  # what the network's own layers add
+            # l1 has no gradient at 0: its step comes after the optimizer's.
+            smooth = own + penalty(Regularise(l2=regularise.l2), self._kernels)
+            objective = (loss + smooth) * share
+        model.compiled_metrics.update_state(y, outputs)
+        if self._penalty is not None:
+            self._penalty.update_state(
+                smooth + penalty(Regularise(l1=regularise.l1), self._kernels)
+            )
+        return loss, tape.gradient(objective, model.trainable_variables)
+
+    def _move(self, gradients: list[Any], rate: Any, momentum: Any) -> None:
+        """Take one step of the optimizer, then those of l1 and of the largest norm."""
+        import tensorflow as tf
+
+        optimizer, regularise = self.optimizer, self._regularise
+        optimizer.learning_rate.assign(rate)
+        if self._momentum is not None:
+            getattr(optimizer, self._momentum).assign(momentum)
+        pairs = zip(gradients, self.model.trainable_variables, strict=True)
+        optimizer.apply_gradients([(g, weight) for g, weight in pairs if g is not None])
+        if regularise.l1:
+            size_of = tf.autograph.experimental.do_not_convert(step_size)  # it knows no match
+            for weight in self._kernels:
+                size = size_of(self._settings, optimizer, weight)
+                weight.assign(soft_threshold(weight, regularise.l1 * size))
+        if regularise.max_norm is not None:
+            for weight, limit in limited(self.model, regularise.max_norm):
+                weight.assign(limit(weight))
+
+    def _compiled(self, graph: Any, *arguments: Any) -> Any:
+        """Call a graph; what XLA cannot compile is the user's choice, not our bug."""
+        import tensorflow as tf
+
+        try:
+            return graph(*arguments)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not self._xla:
+                raise
+            reason = str(error.message).strip().splitlines()[0]
+            raise UserError(
+                f"xla: this network cannot be compiled: {reason}; leave xla out"
+            ) from error
