@@ -24,8 +24,10 @@ import numpy.typing as npt
 from deploy.errors import UserError
 from deploy.machine import memory_bytes as memory_of_machine
 from deploy.needs import graph_facts
+from deploy.ort_format import is_ort
 from deploy.record import Record, SessionOptions, sha256_of
 from deploy.session import Model, open_model, require_startable
+from deploy.tflite import is_tflite
 
 SECONDS = 60.0
 _LARGEST_MODEL = 1 << 31
@@ -60,7 +62,7 @@ def require_harmless(
     what was found harmless is not tried again by this process.
 
     Args:
-        path: an ONNX file of one input and one output.
+        path: an ONNX, ORT or LiteRT file of one input and one output.
         options: how it will be opened.
         memory_bytes: what it may take beside the libraries; by default half of the machine's memory.
         seconds: of the clock, and of the processor.
@@ -146,7 +148,9 @@ def _limit(job: _Job) -> None:
 def _tried(job: _Job) -> str | None:
     path = Path(job.path)
     try:
-        graph_facts(path.read_bytes(), folder=path.parent)
+        content = path.read_bytes()
+        if not is_tflite(content) and not is_ort(content):  # these keep all they have in one file
+            graph_facts(content, folder=path.parent)
         model = open_model(path, job.options)
     except MemoryError:
         return _too_much(job)

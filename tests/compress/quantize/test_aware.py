@@ -103,7 +103,8 @@ def made(tiny_task):
 
 def test_the_file_chooses_the_classes_that_keras_chose(made, tiny_task):
     _, aware, file = made
-    assert (classes(file, tiny_task.test.x) == classes(aware, tiny_task.test.x)).mean() >= 0.99
+    different = classes(file, tiny_task.test.x) != classes(aware, tiny_task.test.x)
+    assert different.sum() <= 1  # a tie may fall to either side
 
 
 def test_every_layer_runs_as_int8(made):
