@@ -50,7 +50,7 @@ def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> M
     """Return what a model made on a task says of itself.
 
     Args:
-        task: gives the preprocessing, the labels and the licence of the data.
+        task: gives the goal, the preprocessing, the labels and the licence of the data.
         step: the step that makes the model, as data.
         parent: sha256 of the file that it is made from, if it is made from one.
     """
@@ -62,6 +62,7 @@ def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> M
         data=task.name,
         data_licence=task.licence,
         versions=stack_versions(),
+        goal=task.goal,
     )
 
 

@@ -13,8 +13,7 @@ from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
-    from deploy.evaluate import Classes
-    from deploy.record import Interval
+    from deploy.record import Goal
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -103,43 +102,63 @@ def cli() -> None:
 @click.argument("model", type=FILE)
 @click.option("--data", type=FILE, required=True, help=".npz with x and y (RUN/test.npz is one).")
 @click.option("--against", type=FILE, help="A second model to compare with, sample by sample.")
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "multi_label", "regression", "reconstruction"]),
+    help="What a model of another maker is for.  [default: what the model says]",
+)
+@click.option("--metric", help="What decides, such as f1_macro.  [default: what the model says]")
 @threads_option
 @json_option
 def evaluate_command(
-    model: Path, data: Path, against: Path | None, threads: int, as_json: bool
+    model: Path,
+    data: Path,
+    against: Path | None,
+    task: Any,
+    metric: str | None,
+    threads: int,
+    as_json: bool,
 ) -> None:
-    """Measure the accuracy of MODEL in the session that ships.
+    """Measure how good MODEL is at its task, in the session that ships.
 
     \b
     lightship evaluate runs/demo/variants/int8/model.onnx \\
         --data runs/demo/test.npz --against runs/demo/variants/baseline/model.onnx
+    lightship evaluate int8.onnx --data test.npz --metric f1_macro
     """
     from deploy.evalset import EvalSet
-    from deploy.evaluate import class_scores, compare, evaluate, predict_classes, verdict
+    from deploy.evaluate import answers_of, compare, evaluate, verdict
+    from deploy.goals import bounds, chosen_goal, metric_of, score
     from deploy.record import SessionOptions
     from deploy.session import open_model
 
-    samples = EvalSet.load(data)
     options = SessionOptions(threads=threads)
     opened = open_model(model, options)
-    scores = class_scores(opened, samples.x)
-    classes = scores.shape[1]
-    _require_known_classes(samples.y, classes, data=data, model=model)
-    predicted = scores.argmax(axis=1)
-    evaluation = evaluate(predicted, samples.y, classes=classes)
+    goal = chosen_goal(opened.metadata.goal, task=task, metric=metric)
+    samples = EvalSet.load(data, goal.task)
+    answers = answers_of(opened, samples.x, goal)
+    _require_known_truth(samples.y, answers, goal, data=data, model=model)
+    evaluation = evaluate(answers, samples.y, goal)
     comparison = None
     if against is not None:
-        reference = predict_classes(open_model(against, options), samples.x)
-        comparison = compare(predicted, reference, samples.y, classes=classes)
+        reference = answers_of(open_model(against, options), samples.x, goal)
+        comparison = compare(answers, reference, samples.y, goal)
     if as_json:
-        print_json({"evaluation": evaluation, "comparison": comparison})
+        print_json({"goal": goal, "evaluation": evaluation, "comparison": comparison})
         return
-    click.echo(f"accuracy  {_percent(evaluation.accuracy)} on {evaluation.samples:,} samples")
+    seen, title = evaluation.score, metric_of(goal).title
+    width = max(len(title), 8)
+    click.echo(
+        f"{title:{width}}  {score(goal, seen.value)} {bounds(goal, seen.low, seen.high)} "
+        f"on {evaluation.samples:,} samples"
+    )
     if comparison is not None:
-        click.echo(
-            f"against   {against}: {verdict(comparison)}, "
-            f"McNemar p = {comparison.mcnemar_p:.3g}, same answer on {comparison.agreement:.2%}"
-        )
+        told = [verdict(comparison, goal)]
+        if comparison.mcnemar_p is not None:
+            told.append(f"McNemar p = {comparison.mcnemar_p:.3g}")
+        if comparison.agreement is not None:
+            told.append(f"same answer on {comparison.agreement:.2%}")
+        click.echo(f"{'against':{width}}  {against}: {', '.join(told)}")
 
 
 @cli.command("bench")
@@ -353,38 +372,29 @@ def selftest_command(bundle: Path, threads: int, as_json: bool) -> None:
 @threads_option
 @json_option
 def predict_command(bundle: Path, samples: Path, top: int, threads: int, as_json: bool) -> None:
-    """Name the class of SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
+    """Answer for SAMPLES, an image, a folder of images or an .npy array, with BUNDLE.
+
+    A classifier names the class, a regression prints its values, a detector of anomalies its score.
 
     \b
     lightship predict model.lship digit.png
     lightship predict model.lship digits/ --top 3 --json
     """
     from deploy import load
+    from deploy.bundle.answers import answers_in_words
     from deploy.bundle.samples import read_samples
 
     runtime = load(bundle, threads=threads, warm_up=False)
     given = read_samples(samples, runtime.metadata.raw)
-    answers = runtime.predict(given.x)
-    _ = answers.classes  # refuses NaN
-    rows = [
-        (name, [(runtime.labels[i], float(row[i])) for i in (-row).argsort(kind="stable")[:top]])
-        for name, row in zip(given.names, answers.probabilities, strict=True)
-    ]
+    rows = answers_in_words(runtime.predict(given.x), runtime.metadata, top=top)
     if as_json:
         print_json(
-            [
-                {
-                    "sample": name,
-                    "label": best[0][0],
-                    "top": [{"label": label, "probability": p} for label, p in best],
-                }
-                for name, best in rows
-            ]
+            [{"sample": name, **row.data} for name, row in zip(given.names, rows, strict=True)]
         )
         return
-    width = max(len(name) for name, _ in rows)
-    for name, best in rows:
-        click.echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
+    width = max(map(len, given.names))
+    for name, row in zip(given.names, rows, strict=True):
+        click.echo(f"{name:{width}}  {row.text}")
 
 
 @cli.command("doctor")
@@ -401,23 +411,25 @@ def doctor_command(as_json: bool) -> None:
         click.echo(line)
 
 
-def _require_known_classes(y: Classes, classes: int, *, data: Path, model: Path) -> None:
-    """Refuse a label that the model has no score for.
+def _require_known_truth(y: Any, answers: Any, goal: Goal, *, data: Path, model: Path) -> None:
+    """Refuse labels that the model has no score for.
 
     Raises:
-        UserError: if ``y`` holds a class that is not in ``range(classes)``.
+        UserError: if ``y`` holds a class that the model does not know, or has more or fewer labels
+            or targets than the model.
     """
-    largest = int(y.max())
-    if largest >= classes:
+    outputs = answers.shape[1]
+    if goal.task == "classification" and int(y.max()) >= outputs:
         raise UserError(
-            f"{data}: {model} tells classes 0 to {classes - 1}, got {largest} at index "
+            f"{data}: {model} tells classes 0 to {outputs - 1}, got {int(y.max())} at index "
             f"{int(y.argmax())} of y; evaluate it on the data of its own task"
+        )
+    if y.ndim == 2 and y.shape[1] != outputs:
+        raise UserError(
+            f"{data}: {model} gives {outputs} numbers a sample, y has {y.shape[1]}; evaluate it on "
+            "the data of its own task"
         )
 
 
 def _ms(value: float) -> str:
     return f"{value:.4f}" if value < 100 else f"{value:.1f}"
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.2%} [{interval.low:.2%}, {interval.high:.2%}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnxruntime as ort
 from deploy.errors import UserError
 from deploy.machine import usable_cores
 from deploy.preprocess import Op, apply
-from deploy.record import Record, SessionOptions
+from deploy.record import Goal, Record, SessionOptions
 
 _PREFIX = "lightship."
 _THREADS_PER_CORE = 4
@@ -32,6 +33,7 @@ class ModelMetadata(Record, frozen=True):
     """Name of the data set that the model was trained on."""
     data_licence: str = ""
     versions: dict[str, str] = {}
+    goal: Goal = Goal()
 
     def to_props(self) -> dict[str, str]:
         """Return one JSON text per field, keyed ``lightship.FIELD``, for ONNX ``metadata_props``."""
@@ -61,7 +63,7 @@ class ModelMetadata(Record, frozen=True):
 
 
 class Model:
-    """An open model with one input and one output of class scores.
+    """An open model with one input and one output.
 
     Attributes:
         where: the file, as its user wrote it; errors begin with it.
@@ -113,9 +115,30 @@ class Model:
             UserError: if there are no samples, they are not what the model takes once they are
                 preprocessed, or ONNX Runtime fails on them.
         """
+        return np.concatenate([outputs for _, outputs in self._batches(samples, batch)])
+
+    def errors(self, samples: npt.NDArray[Any], *, batch: int = 256) -> npt.NDArray[np.float64]:
+        """Return how far the outputs lie from the preprocessed samples, ``(n,)``: mean squares.
+
+        Raises:
+            UserError: as ``scores`` does, or if an output is not of its sample's shape.
+        """
+        errors = []
+        for inputs, outputs in self._batches(samples, batch):
+            if inputs.shape != outputs.shape:
+                raise UserError(
+                    f"{self.where}: a reconstruction must have its sample's shape "
+                    f"{inputs.shape[1:]}, got {outputs.shape[1:]}"
+                )
+            errors.append(reconstruction_errors(inputs, outputs))
+        return np.concatenate(errors)
+
+    def _batches(
+        self, samples: npt.NDArray[Any], batch: int
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Yield preprocessed samples and what the model makes of them, a batch at a time."""
         if len(samples) == 0:
             raise UserError(f"{self.where}: there are no samples to run")
-        outputs = []
         step = self.fixed_batch or batch
         for start in range(0, len(samples), step):
             inputs = apply(self.metadata.preprocess, samples[start : start + step])
@@ -126,13 +149,13 @@ class Model:
                 )
             fitting = self.cast(inputs, first=start)
             try:
-                outputs.append(self.run(fitting))
+                outputs = self.run(fitting)
             # The exceptions of ONNX Runtime's C extension share no base class below Exception.
             except Exception as error:
                 raise UserError(
                     f"{self.where}: ONNX Runtime cannot run it: {_reason(error)}"
                 ) from error
-        return np.concatenate(outputs)
+            yield fitting, outputs
 
     def cast(self, inputs: npt.NDArray[Any], *, first: int = 0) -> npt.NDArray[Any]:
         """Return preprocessed inputs ``(n, ...)`` in the model's own type.
@@ -163,6 +186,15 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
+
+
+def reconstruction_errors(
+    inputs: npt.NDArray[Any], outputs: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """Return the mean square of what each sample ``(n, ...)`` and its reconstruction differ by."""
+    apart = inputs.astype(np.float64) - outputs
+    errors: npt.NDArray[np.float64] = np.square(apart).reshape(len(apart), -1).mean(axis=1)
+    return errors
 
 
 def _lost(inputs: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_] | None:

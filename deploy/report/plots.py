@@ -17,10 +17,11 @@ from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
 from deploy.errors import needs_extra
+from deploy.goals import axis as axis_of
+from deploy.goals import bounds, gain, metric_of, plotted, score, title
+from deploy.record import Goal
 from deploy.report.labels import Box, place_labels
 from deploy.report.quantities import (
-    accuracy,
-    accuracy_bounds,
     duration,
     duration_bounds,
     file_size,
@@ -48,7 +49,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Axis:
-    """What accuracy is drawn against."""
+    """What the score is drawn against."""
 
     key: str
     title: str
@@ -60,7 +61,7 @@ class _Axis:
 
 _SIZE = _Axis(
     key="size",
-    title="Accuracy against file size",
+    title="file size",
     caption="← smaller · file size",
     value=lambda variant: variant.size_bytes,
     bounds=lambda variant: (variant.size_bytes, variant.size_bytes),
@@ -68,7 +69,7 @@ _SIZE = _Axis(
 )
 _TIME = _Axis(
     key="time",
-    title="Accuracy against time",
+    title="time",
     caption="← faster · median time of one sample",
     value=lambda variant: variant.p50_ms or 0.0,
     bounds=lambda variant: (variant.p50_low_ms or 0.0, variant.p50_high_ms or 0.0),
@@ -76,13 +77,13 @@ _TIME = _Axis(
 )
 
 
-def accuracy_against_size(results: Results, layout: Layout) -> str:
-    """Draw every variant by file size and accuracy; a diamond marks the size when gzipped."""
+def score_against_size(results: Results, layout: Layout) -> str:
+    """Draw every variant by file size and score; a diamond marks the size when gzipped."""
     return _tradeoff(results, _SIZE, layout)
 
 
-def accuracy_against_time(results: Results, layout: Layout) -> str:
-    """Draw every variant by median time and accuracy.
+def score_against_time(results: Results, layout: Layout) -> str:
+    """Draw every variant by median time and score.
 
     Raises:
         ValueError: if not every variant was timed.
@@ -129,21 +130,23 @@ def training_curve(name: str, training: Training, *, index: int) -> str:
 
 
 def _tradeoff(results: Results, axis: _Axis, layout: Layout) -> str:
-    variants, best = results.variants, best_variant(results)
+    variants, goal, best = results.variants, results.goal, best_variant(results)
     with _plain_matplotlib():
         figure, axes = _axes(_SIZES[layout])
-        _scale(axes, variants, axis)
-        _draw_front(axes, variants, axis)
+        _scale(axes, variants, axis, goal)
+        _draw_front(axes, variants, axis, goal)
         for index, variant in enumerate(variants):
-            _draw_point(axes, variant, axis, index=index, is_best=variant is best)
-        _name_axes(axes, axis.caption, "accuracy, %")
-        _draw_labels(axes, variants, axis, best)
+            _draw_point(axes, variant, axis, goal, index=index, is_best=variant is best)
+        _name_axes(axes, axis.caption, axis_of(goal))
+        _draw_labels(axes, variants, axis, goal, best)
         return _svg(
             figure,
             prefix=f"{axis.key}-{layout}",
-            title=axis.title,
-            description="; ".join(f"{v.name}: {_tooltip(v)}" for v in variants),
-            tooltips={f"point{i}": f"{v.name}: {_tooltip(v)}" for i, v in enumerate(variants)},
+            title=f"{title(goal)} against {axis.title}",
+            description="; ".join(f"{v.name}: {_tooltip(v, goal)}" for v in variants),
+            tooltips={
+                f"point{i}": f"{v.name}: {_tooltip(v, goal)}" for i, v in enumerate(variants)
+            },
         )
 
 
@@ -197,7 +200,7 @@ def _name_axes(axes: Any, x: str, y: str) -> None:
     )
 
 
-def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
+def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal) -> None:
     """Set the limits and ticks: sizes by ratio, times from zero unless they differ too much."""
     from matplotlib.ticker import MaxNLocator
 
@@ -216,8 +219,8 @@ def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, [_short(axis.write(tick)) if tick else "0" for tick in ticks])
     axes.set_xticks([], minor=True)
-    bottom = 100 * min(variant.accuracy_low for variant in variants)
-    top = 100 * max(variant.accuracy_high for variant in variants)
+    bottom = plotted(goal, min(variant.score_low for variant in variants))
+    top = plotted(goal, max(variant.score_high for variant in variants))
     room = 0.06 * (top - bottom) or 0.5
     axes.set_ylim(bottom - room, top + room)
     axes.yaxis.get_major_locator().set_params(nbins=5)
@@ -251,27 +254,31 @@ def _ticks_by_ratio(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _draw_front(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
-    """Draw the best accuracy that can be had at each size or time, or less."""
-    xs, ys = [], []
-    best = 0.0
-    for variant in sorted(variants, key=lambda v: (axis.value(v), -v.accuracy)):
-        if variant.accuracy > best:
-            best = variant.accuracy
+def _draw_front(axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal) -> None:
+    """Draw the best score that can be had at each size or time, or less."""
+    xs: list[float] = []
+    ys: list[float] = []
+    best: float | None = None
+    for variant in sorted(variants, key=lambda v: (axis.value(v), -gain(goal, v.score))):
+        if best is None or gain(goal, variant.score - best) > 0:
+            best = variant.score
             xs.append(axis.value(variant))
-            ys.append(100 * best)
+            ys.append(plotted(goal, best))
     xs.append(axes.get_xlim()[1])
-    ys.append(100 * best)
+    ys.append(ys[-1])
     axes.plot(xs, ys, drawstyle="steps-post", color=_ACCENT, linewidth=5, alpha=0.16, zorder=1)
 
 
-def _draw_point(axes: Any, variant: Variant, axis: _Axis, *, index: int, is_best: bool) -> None:
+def _draw_point(
+    axes: Any, variant: Variant, axis: _Axis, goal: Goal, *, index: int, is_best: bool
+) -> None:
     """Draw one variant: its intervals, its gzipped size where sizes are drawn, its mark."""
-    x, y = axis.value(variant), 100 * variant.accuracy
+    x, y = axis.value(variant), plotted(goal, variant.score)
+    ends = [plotted(goal, variant.score_low), plotted(goal, variant.score_high)]
     colour = _ACCENT if variant.pareto else _MUTED
     thin = {"color": colour, "linewidth": 1.3, "alpha": 0.6, "markersize": 7, "zorder": 2}
-    axes.plot([x, x], [100 * variant.accuracy_low, 100 * variant.accuracy_high], **thin)
-    axes.plot([x, x], [100 * variant.accuracy_low, 100 * variant.accuracy_high], "_", **thin)
+    axes.plot([x, x], ends, **thin)
+    axes.plot([x, x], ends, "_", **thin)
     axes.plot(axis.bounds(variant), [y, y], **thin)
     if axis is _SIZE:
         axes.plot(
@@ -305,28 +312,30 @@ def _draw_point(axes: Any, variant: Variant, axis: _Axis, *, index: int, is_best
     )
 
 
-def _draw_labels(axes: Any, variants: Sequence[Variant], axis: _Axis, best: Variant | None) -> None:
+def _draw_labels(
+    axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal, best: Variant | None
+) -> None:
     """Name the points, the best first; a name without room is left to the tooltip and the table."""
 
-    def at(x: float, accuracy_: float) -> tuple[float, float]:
-        pixel = axes.transData.transform((x, 100 * accuracy_))
+    def at(x: float, value: float) -> tuple[float, float]:
+        pixel = axes.transData.transform((x, plotted(goal, value)))
         return float(pixel[0]), float(pixel[1])
 
     def around(x: float, y: float, half: float) -> Box:
         return Box(x - half, y - half, x + half, y + half)
 
     ordered = sorted(variants, key=lambda v: (v is not best, not v.pareto))
-    points = [at(axis.value(variant), variant.accuracy) for variant in ordered]
+    points = [at(axis.value(variant), variant.score) for variant in ordered]
     marks, lines = [around(x, y, 6) for x, y in points], []
     for variant, (x, y) in zip(ordered, points, strict=True):
         low, high = axis.bounds(variant)
         (left, bottom), (right, top) = (
-            at(low, variant.accuracy_low),
-            at(high, variant.accuracy_high),
+            at(low, variant.score_low),
+            at(high, variant.score_high),
         )
         lines += [Box(left, y - 1, right, y + 1), Box(x - 1, bottom, x + 1, top)]
         if axis is _SIZE:
-            gzipped, _ = at(variant.gzip_bytes, variant.accuracy)
+            gzipped, _ = at(variant.gzip_bytes, variant.score)
             marks.append(around(gzipped, y, 4))
             lines.append(Box(gzipped, y - 1, x, y + 1))
     names = [_shown(variant.name) for variant in ordered]
@@ -384,11 +393,11 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _tooltip(variant: Variant) -> str:
+def _tooltip(variant: Variant, goal: Goal) -> str:
     """Say in one line what a point stands for."""
-    bounds = accuracy_bounds(variant.accuracy_low, variant.accuracy_high)
+    ends = bounds(goal, variant.score_low, variant.score_high)
     facts = [
-        f"accuracy {accuracy(variant.accuracy)} {bounds}",
+        f"{metric_of(goal).title} {score(goal, variant.score)} {ends}",
         f"{file_size(variant.size_bytes)}, {file_size(variant.gzip_bytes)} gzipped",
     ]
     p50, low, high = variant.p50_ms, variant.p50_low_ms, variant.p50_high_ms
