@@ -99,9 +99,18 @@ def fit_options(command: Command) -> Command:
         ),
         click.option(
             "--loss",
-            type=click.Choice(["cross_entropy", "squared_error"]),
-            default="cross_entropy",
-            show_default=True,
+            type=click.Choice(
+                [
+                    "cross_entropy",
+                    "binary_cross_entropy",
+                    "focal",
+                    "brier",
+                    "mean_squared_error",
+                    "mean_absolute_error",
+                    "huber",
+                ]
+            ),
+            help="[default: that of the task]",
         ),
         click.option("--learning-rate", type=float, help="Instead of the optimizer's default."),
         click.option(
@@ -521,7 +530,9 @@ def _fit(options: dict[str, Any]) -> Fit:
         "kind": options["optimizer"],
         **({"learning_rate": rate} if rate is not None else {}),
     }
-    given = {name: options[name] for name in ("epochs", "batch_size", "loss")}
+    given = {name: options[name] for name in ("epochs", "batch_size")}
+    if options["loss"] is not None:
+        given["loss"] = {"kind": options["loss"]}
     stopping = {"early_stopping": {"patience": patience}} if patience else {}
     fit: Fit = _convert({**given, "optimizer": optimizer, **stopping}, Fit)
     return fit

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from compress.data.task import Task
-from compress.train.losses import Loss, keras_loss, targets
+from compress.train.losses import (
+    Loss,
+    higher_is_better,
+    keras_loss,
+    keras_metrics,
+    loss_of,
+    targets,
+    why_not_loss,
+    why_not_watched,
+)
 from compress.train.optimizers import Adam, Optimizer, keras_optimizer
 from compress.train.schedules import Constant, Cosine, Schedule, learning_rate
 from compress.train.trainable import why_not_trained
@@ -28,20 +37,21 @@ class EarlyStopping(Record, frozen=True):
 
     patience: Annotated[int, Meta(ge=1)]
     """Epochs in a row without improvement after which training stops."""
-    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    metric: str = "val_loss"
+    """``val_loss``, or ``val_`` and what is shown beside the loss: ``accuracy``, ``label_accuracy``,
+    ``mae`` or ``mse``; without ``val_`` that of the training samples."""
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Fit(Record, frozen=True):
-    """One training run of a classifier that ends in a softmax."""
+    """One training run."""
 
     epochs: Annotated[int, Meta(ge=1)]
     batch_size: Annotated[int, Meta(ge=1)] = 128
     """The last batch of an epoch holds what is left."""
-    loss: Loss = "cross_entropy"
-    """Of the probabilities: their negative logarithm at the right class, or the squared distance to
-    the one-hot class, summed over the classes (Brier, 1950), which bounds what one wrong label can
-    do."""
+    loss: Loss | None = None
+    """None is that of the task: cross-entropy, binary cross-entropy of labels, or the mean squared
+    error of values and reconstructions."""
     optimizer: Optimizer = Adam()
     schedule: Schedule = Constant()
     early_stopping: EarlyStopping | None = None
@@ -74,7 +84,7 @@ class EpochEnd(Record, frozen=True):
     epochs: int
     """How many there will be, unless training stops early."""
     metrics: dict[str, float]
-    """``loss``, ``accuracy`` and, with validation samples, ``val_loss`` and ``val_accuracy``."""
+    """``loss``, the task's ``shown_metric`` and, with validation samples, both with ``val_``."""
     seconds: float
     """How long the epoch took, validation included."""
 
@@ -107,7 +117,7 @@ def fit(
     draws from all three. The optimizer is made anew; the model's own is dropped.
 
     Args:
-        model: a tf-keras classifier that ends in a softmax; compiled or not.
+        model: a tf-keras model whose outputs are those of the task; compiled or not.
         task: what to learn. The test split is not touched.
         config: how to learn it.
         seed: of shuffling, dropout and everything else that is drawn while training.
@@ -118,8 +128,8 @@ def fit(
 
     Raises:
         UserError: if the batch is larger than the training split, early stopping has no
-            validation samples, the model does not turn a sample into one probability a class, or
-            the loss or a weight becomes infinite or NaN; the model's weights are worthless then.
+            validation samples, the model does not give the task's outputs, the loss or a watched
+            metric does not fit the task, or the loss or a weight becomes infinite or NaN; the model's weights are worthless then.
     """
     with needs_extra("compress"):
         import tensorflow as tf
@@ -139,8 +149,8 @@ def fit(
     )
     model.compile(
         optimizer=keras_optimizer(config.optimizer, rate),
-        loss=keras_loss(config.loss),
-        metrics=["accuracy"],
+        loss=keras_loss(loss_of(config.loss, task), task),
+        metrics=keras_metrics(task),
     )
     run = _Run(model, config, on_epoch, keep_from)
     watch = tf_keras.callbacks.LambdaCallback(
@@ -214,7 +224,7 @@ class _Run:
     def _gain(self, stopping: EarlyStopping, best_epoch: int) -> float:
         """By how much the last epoch beats the best one; above 0 is better."""
         gain = self.history[-1][stopping.metric] - self.history[best_epoch - 1][stopping.metric]
-        return -gain if stopping.metric == "val_loss" else gain
+        return gain if higher_is_better(stopping.metric) else -gain
 
     def _require_finite(self, name: str, value: float, where: str) -> None:
         if not math.isfinite(value):
@@ -233,7 +243,15 @@ def _why_not_fitted(task: Task, config: Fit) -> str | None:
             f"batch_size: {config.batch_size} is more than the {len(task.train)} training samples "
             f"of {task.name}; give a smaller batch_size or more samples"
         )
-    if config.early_stopping is not None and not len(task.validation):
+    why_not = why_not_loss(loss_of(config.loss, task), task)
+    if why_not is not None:
+        return why_not
+    if config.early_stopping is None:
+        return None
+    why_not = why_not_watched(config.early_stopping.metric, task)
+    if why_not is not None:
+        return f"early_stopping.metric: {why_not}"
+    if config.early_stopping.metric.startswith("val_") and not len(task.validation):
         return (
             f"early_stopping: {config.early_stopping.metric} needs validation samples and "
             f"{task.name} has none; raise data.validation_fraction or leave early_stopping out"

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from compress.data.task import Task
+
+_OUTPUTS = {
+    "classification": "one output a class",
+    "multi_label": "one output a label",
+    "regression": "one output a target",
+    "reconstruction": "its sample anew",
+}
 
 
 def why_not_trained(model: Any, task: Task) -> str | None:
@@ -17,14 +26,27 @@ def why_not_trained(model: Any, task: Task) -> str | None:
             f"model: does not take the samples of {task.name}, shape {task.input_shape}: {reason}"
         )
     shape = getattr(outputs, "shape", None)
-    if shape != (1, len(task.labels)):
+    wanted = task.output_shape
+    if shape != (1, *wanted):
+        size = wanted[0] if len(wanted) == 1 else wanted
         return (
-            f"model: must give one output a class, {len(task.labels)} for {task.name}, "
+            f"model: must give {_OUTPUTS[task.kind]}, {size} for {task.name}, "
             f"got {f'shape {tuple(shape[1:])}' if shape is not None else 'several outputs'}"
         )
-    total = float(sum(outputs[0]))
-    if not abs(total - 1) < 1e-2:
+    if task.kind == "classification":
+        total = float(sum(outputs[0]))
+        if not abs(total - 1) < 1e-2:
+            return (
+                f"model: outputs must be probabilities, got a sum of {total:.3g}; "
+                f"end it in a softmax"
+            )
+    if task.kind == "multi_label" and not _within_0_and_1(np.asarray(outputs)):
         return (
-            f"model: outputs must be probabilities, got a sum of {total:.3g}; end it in a softmax"
+            f"model: outputs must be probabilities, got {float(np.max(outputs)):.3g}; "
+            f"end it in a sigmoid"
         )
     return None
+
+
+def _within_0_and_1(outputs: Any) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
