@@ -27,7 +27,7 @@ from compress.artifacts import (
 from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.export.proven import export
-from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
+from compress.networks import KerasFile, Network, PythonFunction, load_keras
 from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
@@ -41,6 +41,7 @@ from compress.steps import (
 )
 from compress.store import Store, code_digest, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, fit
+from compress.train.trainable import network_for
 from deploy.audit import audit
 from deploy.bench import bench
 from deploy.bundle.make import bundle_run
@@ -235,7 +236,7 @@ def baseline(
 
     It is left untrained, and the history None, if ``train`` is None.
     """
-    model = build(network, input_shape=task.input_shape, classes=len(task.labels), seed=seed)
+    model = network_for(task, network, seed=seed, in_unit=train is not None)
     history = fit(model, task, train, seed=seed, on_epoch=on_epoch) if train else None
     return model, history
 

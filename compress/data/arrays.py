@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compress.data.labelled import Labelled, numbered_labels
+from compress.data.labelled import Labelled, numbered_labels, numbered_outputs
 from deploy.errors import UserError
 from deploy.evalset import EvalSet, pair, read_arrays
+from deploy.record import TaskKind
 
 Array = npt.NDArray[Any]
 
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read_npz(path: Path) -> Labelled:
+def read_npz(path: Path, task: TaskKind = "classification") -> Labelled:
     """Read ``x_train, y_train`` (with ``x_test, y_test`` if there), or ``x, y``.
+
+    Args:
+        path: the file.
+        task: what ``y`` holds, as ``evalset.pair`` takes it.
 
     Raises:
         UserError: if the file is missing or damaged, lacks the arrays, holds Python objects, or its
@@ -30,8 +35,12 @@ def read_npz(path: Path) -> Labelled:
     arrays = read_arrays(
         path, ("x_train", "y_train", "x_test", "y_test"), ("x_train", "y_train"), ("x", "y")
     )
-    train = pair(arrays[0], arrays[1], where=f"{path}: training part")
-    test = pair(arrays[2], arrays[3], where=f"{path}: test part") if len(arrays) == 4 else None
+    train = pair(arrays[0], arrays[1], where=f"{path}: training part", task=task)
+    test = None
+    if len(arrays) == 4:
+        test = pair(arrays[2], arrays[3], where=f"{path}: test part", task=task)
+    if task != "classification":
+        return Labelled(train=train, test=test, labels=numbered_outputs(train, task))
     return Labelled(train=train, test=test, labels=numbered_labels(train, where=str(path)))
 
 

@@ -1,4 +1,4 @@
-"""Whether a model can be trained on a task at all."""
+"""The network for a task, and whether a model can be trained on it at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compress.data.task import Task
+from compress.networks import Head, Network, build
 
 _OUTPUTS = {
     "classification": "one output a class",
@@ -14,6 +15,34 @@ _OUTPUTS = {
     "regression": "one output a target",
     "reconstruction": "its sample anew",
 }
+
+
+def network_for(task: Task, network: Network, *, seed: int, in_unit: bool = True) -> Any:
+    """Return a network as a ``tf_keras.Model`` that takes a task's samples and answers as it asks.
+
+    Args:
+        task: what it will learn.
+        network: which one.
+        seed: seed of the initial weights.
+        in_unit: of a regression, whether a last layer brings standard values into the target's
+            unit; a network that comes trained answers in it already.
+
+    Raises:
+        UserError: as ``networks.build`` does.
+    """
+    scaling = task.scaling if in_unit else None
+    head = Head(
+        task=task.kind,
+        mean=scaling.mean if scaling else None,
+        std=scaling.std if scaling else None,
+    )
+    return build(
+        network,
+        input_shape=task.input_shape,
+        classes=len(task.labels),
+        seed=seed,
+        head=head,
+    )
 
 
 def why_not_trained(model: Any, task: Task) -> str | None:

@@ -25,7 +25,10 @@ def test_a_source_that_exists_is_not_refused(source):
         ("mnits", "source 'mnits' is unknown, did you mean mnist? known are mnist-sample, mnist"),
         ("fashion-mnist", "did you mean fashion_mnist?"),
         ("cvs:table.csv", "did you mean csv:?"),
-        ("imagenet", "known are mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, idx:FOLDER"),
+        (
+            "imagenet",
+            "known are mnist-sample, mnist, fashion_mnist, cifar10, digits, breast_cancer, diabetes, npz:PATH",
+        ),
         ("mnist:here", "source 'mnist:here' is unknown"),
         ("digits.npz", "source 'digits.npz' is unknown"),
         ("", "source '' is unknown"),

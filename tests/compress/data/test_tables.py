@@ -17,7 +17,7 @@ def table(folder: Path, text: str, *, encoding: str = "utf-8") -> Path:
 
 def test_texts_are_labels_in_their_order(tmp_path):
     path = table(tmp_path, "length,kind,width\n1,b,2\n3.5,a,-4e1\n\n5,b,6\n")
-    source = read_csv(path, label_column="kind")
+    source = read_csv(path, label_columns=("kind",))
     assert source.labels == ("a", "b")
     assert source.train.y.tolist() == [1, 0, 1]
     assert source.train.x.tolist() == [[1, 2], [3.5, -40], [5, 6]]
@@ -26,14 +26,14 @@ def test_texts_are_labels_in_their_order(tmp_path):
 
 def test_integers_are_labels_by_value(tmp_path):
     path = table(tmp_path, "x,y\n0,10\n0,9\n0,-1\n")
-    source = read_csv(path, label_column="y")
+    source = read_csv(path, label_columns=("y",))
     assert source.labels == ("-1", "9", "10")
     assert source.train.y.tolist() == [2, 1, 0]
 
 
 def test_quotes_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path):
     path = table(tmp_path, '"x, y",label\r\n" 1 ","é ""1"""\r\n', encoding="utf-8-sig")
-    source = read_csv(path, label_column="label")
+    source = read_csv(path, label_columns=("label",))
     assert source.labels == ('é "1"',)
     assert source.train.x.tolist() == [[1]]
 
@@ -56,19 +56,19 @@ def test_quotes_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path):
 )
 def test_a_table_that_is_no_data_set_is_refused_by_its_place(tmp_path, text, why_not):
     with pytest.raises(UserError, match=rf"t\.csv: .*{why_not}"):
-        read_csv(table(tmp_path, text), label_column="y")
+        read_csv(table(tmp_path, text), label_columns=("y",))
 
 
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.csv: no such file"):
-        read_csv(tmp_path / "absent.csv", label_column="y")
+        read_csv(tmp_path / "absent.csv", label_columns=("y",))
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"t\.csv: not a readable \.csv file in UTF-8"):
-        read_csv(table(tmp_path, "x,y\n1,é\n", encoding="latin-1"), label_column="y")
+        read_csv(table(tmp_path, "x,y\n1,é\n", encoding="latin-1"), label_columns=("y",))
 
 
 def test_a_number_beyond_float32_becomes_infinity(tmp_path):
-    source = read_csv(table(tmp_path, "x,y\n1e300,a\n"), label_column="y")
+    source = read_csv(table(tmp_path, "x,y\n1e300,a\n"), label_columns=("y",))
     assert np.isinf(source.train.x).all()

@@ -5,7 +5,7 @@ import pytest
 import tf_keras
 from tf_keras import layers
 
-from compress.networks.classifier import as_classifier
+from compress.networks.fitted import fitted_to_task
 from deploy.errors import UserError
 
 
@@ -14,7 +14,7 @@ def network(*, end="softmax", units=3, shape=(4,)):
 
 
 def classifier(model, *, input_shape=(4,), classes=3):
-    return as_classifier(model, input_shape=input_shape, classes=classes, where="mine")
+    return fitted_to_task(model, input_shape=input_shape, classes=classes, where="mine")
 
 
 def test_a_network_that_fits_is_left_as_it_is():
