@@ -21,6 +21,7 @@ from deploy.errors import UserError
 from deploy.preprocess import Preprocess
 from deploy.record import (
     Artifact,
+    Goal,
     LayerFacts,
     gzip_bytes_of,
     read_record,
@@ -119,6 +120,18 @@ def preprocess_of(path: Path) -> Preprocess:
         f"with {record_path(path).name} beside it; of another, give --preprocess default, none or a "
         f"JSON list"
     )
+
+
+def goal_of(path: Path) -> Goal | None:
+    """Return the task that a model file was made for, or None where nothing says it.
+
+    Raises:
+        UserError: if the file or its record cannot be read.
+    """
+    if path.suffix == ".onnx" and path.is_file():
+        about = open_model(path).metadata
+        return about.goal if about.versions else None
+    return read_record(path).goal if record_path(path).exists() else None
 
 
 def require_place(path: Path, *, suffix: str, other_than: Path | None = None) -> None:

@@ -59,11 +59,26 @@ def data_options(command: Command) -> Command:
             "source",
             required=True,
             metavar="SOURCE",
-            help="mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, idx:FOLDER, images:FOLDER "
-            "or csv:PATH.",
+            help="mnist-sample, mnist, fashion_mnist, cifar10, digits, breast_cancer, diabetes, "
+            "npz:PATH, idx:FOLDER, images:FOLDER or csv:PATH.",
         ),
         click.option(
-            "--label-column", metavar="NAME", help="The column of a csv: that is the class."
+            "--task",
+            type=click.Choice(["classification", "multi_label", "regression", "reconstruction"]),
+            help="What is learned.  [default: what the model says; of a new one, classification]",
+        ),
+        click.option(
+            "--metric",
+            help="What decides, such as f1_macro.  [default: the model's, or the task's]",
+        ),
+        click.option(
+            "--label-column",
+            metavar="NAME",
+            multiple=True,
+            help="The column of a csv: that is the class or target; several times for several.",
+        ),
+        click.option(
+            "--normal", metavar="LABEL", multiple=True, help="For reconstruction: a normal class."
         ),
         click.option("--train-samples", type=click.IntRange(min=1), help="Use only so many."),
         click.option(
@@ -189,8 +204,9 @@ def run(
 ) -> None:
     """Carry out RECIPE: a TOML file, or the name of one that ships with lightship.
 
-    The names are demo, mnist_mlp, lenet_300_100, lenet_5 and fashion_resnet_8. A run that was cut
-    off goes on where it was when the same command is given again.
+    The names are demo, mnist_mlp, lenet_300_100, lenet_5, fashion_resnet_8, breast_cancer, diabetes
+    and digits_anomaly. A run that was cut off goes on where it was when the same command is given
+    again.
 
     \b
     lightship run lenet_5
@@ -209,7 +225,7 @@ def run(
 @click.option(
     "--network",
     required=True,
-    help="mlp, lenet_300_100, lenet_5, resnet_8, mobilenet_v1, ds_cnn, keras:PATH or "
+    help="mlp, lenet_300_100, lenet_5, resnet_8, mobilenet_v1, ds_cnn, autoencoder, keras:PATH or "
     "module:function.",
 )
 @trust_option
@@ -221,6 +237,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
 
     \b
     lightship train --data mnist-sample --network lenet_5 --epochs 5 --out lenet.keras
+    lightship train --data diabetes --task regression --network mlp --batch-size 32
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import parse_network
@@ -486,18 +503,30 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
 
     Args:
         options: what ``data_options`` gave.
-        like: a model whose preprocessing is to be kept; None for a new model.
+        like: a model whose preprocessing and task are to be kept; None for a new model.
 
     Raises:
         UserError: if the model says nothing of its preprocessing and neither do the options.
     """
     with needs_extra("compress"):
-        from compress.artifacts import preprocess_of
+        from compress.artifacts import goal_of, preprocess_of
         from compress.data.sources import Data
         from compress.data.splits import load_task
 
-    names = ("source", "label_column", "train_samples")
+    names = ("source", "train_samples", "task", "metric")
     given = {name: options[name] for name in names if options[name] is not None}
+    columns, normal = options["label_column"], options["normal"]
+    if len(columns) == 1:
+        given["label_column"] = columns[0]
+    elif columns:
+        given["label_columns"] = columns
+    if normal:
+        given["normal"] = normal
+    said = goal_of(like) if like is not None else None
+    if said is not None:
+        given.setdefault("task", said.task)
+        if said.task == given["task"]:
+            given |= {"metric": given.get("metric", said.metric), "unit": said.unit}
     asked = options["preprocess"]
     if asked == "none":
         given["preprocess"] = []

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from compress.train.fit import EpochEnd
 from deploy.errors import needs_extra
-from deploy.goals import delta_bounds, delta_number, delta_unit, metric_of, score
+from deploy.goals import delta_bounds, delta_number, delta_unit, score
 from deploy.record import Goal
 from deploy.report.results import Results
 
@@ -123,7 +123,7 @@ def print_table(results: Results) -> None:
     table.add_column("variant", no_wrap=True)
     goal = results.goal
     change = f"Δ {delta_unit(goal)}".rstrip()
-    for heading in ("kB", "gzip kB", metric_of(goal).title, change, "speed-up"):
+    for heading in ("kB", "gzip kB", goal.metric, change, "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for variant in results.variants:
         delta = (

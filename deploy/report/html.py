@@ -11,9 +11,10 @@ from typing import Any
 
 from deploy import goals
 from deploy.errors import needs_extra
-from deploy.record import LayerFacts
+from deploy.record import LayerFacts, Roc, Scatter
 from deploy.report import plots, quantities
 from deploy.report.classes import about_classes, class_rows, noun
+from deploy.report.confusion import confusion_tables
 from deploy.report.machines import COLUMNS, machine_rows, machine_words
 from deploy.report.metrics import metric_rows
 from deploy.report.results import Results, Variant
@@ -85,6 +86,8 @@ def to_html(results: Results) -> str:
         keys=_keys(results),
         figures=_figures(results),
         curves=_curves(results),
+        answers=_answers(results),
+        confusions=confusion_tables(results, best_variant(results)),
         tree=_tree(results),
         columns=columns_of(results),
         audited=audited(results),
@@ -169,13 +172,37 @@ def _figures(results: Results) -> list[_Figure]:
     ]
 
 
-def _curves(results: Results) -> list[tuple[str, int, str]]:
-    """Return name, kept epoch and figure of every variant that was trained."""
-    trained = [(name, training) for name, training in results.history.items() if training.epochs]
-    return [
-        (name, training.kept_epoch, _safe(plots.training_curve(name, training, index=index)))
-        for index, (name, training) in enumerate(trained)
-    ]
+def _curves(results: Results) -> list[tuple[str, int, list[str]]]:
+    """Return name, kept epoch and figures, loss first, of every variant that was trained."""
+    curves = []
+    for index, (name, training) in enumerate(results.history.items()):
+        figures = [
+            _safe(plots.training_curve(name, training, metric=metric, index=100 * index + number))
+            for number, metric in enumerate(plots.curves_of(training))
+        ]
+        if figures:
+            curves.append((name, training.kept_epoch, figures))
+    return curves
+
+
+def _answers(results: Results) -> list[tuple[str, str]]:
+    """Return title and figure of how the answers lie beside the truth."""
+    best, goal = best_variant(results), results.goal
+    shown = [results.baseline, *([best] if best else [])]
+    curves = [(v.name, v.answers) for v in results.variants if isinstance(v.answers, Roc)]
+    if curves:
+        return [("ROC curves", _safe(plots.roc(curves, chosen=shown[-1].name, index=0)))]
+    figures = []
+    for index, variant in enumerate(shown):
+        seen = variant.answers
+        if isinstance(seen, Scatter):
+            dots = plots.scatter(seen, results.data.labels, goal=goal, index=index)
+            errors = plots.error_histogram(seen, goal=goal, index=index)
+            figures += [
+                (f"{variant.name}: predicted beside true", _safe(dots)),
+                (f"{variant.name}: errors", _safe(errors)),
+            ]
+    return figures
 
 
 def _safe(svg: str) -> Any:

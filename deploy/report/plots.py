@@ -19,7 +19,7 @@ from xml.etree import ElementTree as ET
 from deploy.errors import needs_extra
 from deploy.goals import axis as axis_of
 from deploy.goals import bounds, gain, metric_of, plotted, score, title
-from deploy.record import Goal
+from deploy.record import Goal, Roc, Scatter
 from deploy.report.labels import Box, place_labels
 from deploy.report.quantities import (
     duration,
@@ -32,6 +32,8 @@ from deploy.report.verdict import best_variant
 Layout = Literal["wide", "narrow"]
 _SIZES: dict[Layout, tuple[int, int]] = {"wide": (540, 380), "narrow": (356, 340)}
 _CURVE_SIZE = (356, 230)
+_ANSWER_SIZE = (356, 300)
+_MARKS = ("o", "s", "^", "D")
 _TEXT = 12.0  # px, as large as the page's small print
 _LABEL = 12.5
 _WIDTH_PER_CHARACTER = 0.56 * _LABEL  # of common sans-serif faces, on the generous side
@@ -93,16 +95,23 @@ def score_against_time(results: Results, layout: Layout) -> str:
     return _tradeoff(results, _TIME, layout)
 
 
-def training_curve(name: str, training: Training, *, index: int) -> str:
-    """Draw accuracy, or loss where no accuracy was kept, of training and validation by epoch.
+def curves_of(training: Training) -> list[str]:
+    """Return what was measured of the training samples: the loss first, then the rest."""
+    names = [name for epoch in training.epochs for name in epoch if not name.startswith("val_")]
+    return sorted(dict.fromkeys(names), key=lambda name: name != "loss")
+
+
+def training_curve(name: str, training: Training, *, metric: str, index: int) -> str:
+    """Draw what was measured after each epoch of training and, where it was, of validation.
 
     Args:
         name: the variant that was trained.
         training: its epochs.
+        metric: which of its numbers: ``loss``, or what is shown beside it.
         index: a number of its own among the curves of a page.
     """
-    metric = "accuracy" if any("accuracy" in e for e in training.epochs) else "loss"
-    unit = 100 if metric == "accuracy" else 1
+    share = metric.endswith("accuracy")
+    unit = 100 if share else 1
     count = len(training.epochs)
     with _plain_matplotlib():
         from matplotlib.ticker import MaxNLocator
@@ -118,14 +127,103 @@ def training_curve(name: str, training: Training, *, index: int) -> str:
         axes.set_xlim(0.6, count + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        _name_axes(axes, "epoch", "accuracy, %" if metric == "accuracy" else "loss")
+        _name_axes(
+            axes, "epoch", f"{metric.replace('_', ' ')}, %" if share else metric.replace("_", " ")
+        )
         return _svg(
             figure,
             prefix=f"curve{index}",
-            title=f"Training of {name}",
+            title=f"Training of {name}: {metric}",
             description=f"{metric} of {count} epochs; the weights of epoch {training.kept_epoch} "
             "were kept.",
             tooltips={},
+        )
+
+
+def scatter(answers: Scatter, labels: Sequence[str], *, goal: Goal, index: int) -> str:
+    """Draw predicted beside true values; the line is where both are the same.
+
+    Args:
+        answers: values of one target or more; each has a colour and a sign of its own.
+        labels: names of the targets.
+        goal: says the unit.
+        index: a number of its own among the figures of a page.
+    """
+    unit = f", {goal.unit}" if goal.unit else ""
+    with _plain_matplotlib():
+        figure, axes = _axes(_ANSWER_SIZE)
+        ends = [min(map(min, (*answers.true, *answers.predicted)))]
+        ends.append(max(map(max, (*answers.true, *answers.predicted))))
+        axes.plot(ends, ends, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        for number, (true, given) in enumerate(zip(answers.true, answers.predicted, strict=True)):
+            axes.plot(
+                true,
+                given,
+                _MARKS[number % len(_MARKS)],
+                color=_ACCENT if number % 2 == 0 else _INK,
+                markersize=4,
+                alpha=0.6,
+                markeredgewidth=0,
+            )
+        _name_axes(axes, f"true{unit}", f"predicted{unit}")
+        return _svg(
+            figure,
+            prefix=f"answers{index}",
+            title="Predicted beside true values",
+            description=f"{len(answers.true[0])} test samples; targets: {', '.join(labels)}.",
+            tooltips={},
+        )
+
+
+def error_histogram(answers: Scatter, *, goal: Goal, index: int) -> str:
+    """Draw how often errors of each size come, predicted minus true, of all targets together."""
+    errors = [
+        given - true
+        for truths, predictions in zip(answers.true, answers.predicted, strict=True)
+        for true, given in zip(truths, predictions, strict=True)
+    ]
+    unit = f", {goal.unit}" if goal.unit else ""
+    with _plain_matplotlib():
+        figure, axes = _axes(_ANSWER_SIZE)
+        axes.hist(errors, bins=min(30, max(5, round(math.sqrt(len(errors))))), color=_ACCENT)
+        axes.axvline(0, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        _name_axes(axes, f"predicted − true{unit}", "samples")
+        return _svg(
+            figure,
+            prefix=f"errors{index}",
+            title="Errors",
+            description=f"Predicted minus true values of {len(errors)} test samples.",
+            tooltips={},
+        )
+
+
+def roc(curves: Sequence[tuple[str, Roc]], *, chosen: str, index: int) -> str:
+    """Draw the ROC curve of every variant, that of the chosen one in colour.
+
+    Args:
+        curves: names and curves, the baseline first.
+        chosen: the variant to make out.
+        index: a number of its own among the figures of a page.
+    """
+    with _plain_matplotlib():
+        figure, axes = _axes(_ANSWER_SIZE)
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        ordered = sorted(curves, key=lambda pair: pair[0] == chosen)
+        for number, (name, curve) in enumerate(ordered):
+            axes.plot(
+                curve.false_positive_rate,
+                curve.true_positive_rate,
+                color=_ACCENT if name == chosen else _MUTED,
+                linewidth=2 if name == chosen else 1,
+                gid=f"roc{number}",
+            )
+        _name_axes(axes, "false alarms, share of the normal", "found, share of the anomalies")
+        return _svg(
+            figure,
+            prefix=f"roc{index}",
+            title="ROC curves",
+            description=f"{', '.join(name for name, _ in curves)}; {chosen} in colour.",
+            tooltips={f"roc{number}": name for number, (name, _) in enumerate(ordered)},
         )
 
 

@@ -122,6 +122,8 @@ def method(results: Results) -> str:
     """Say how score and time were measured."""
     data, session = results.data, results.session
     text = f"{title(results.goal)} on {data.test_samples:,} test samples of {data.name}, in the session that ships."
+    if not metric_of(results.goal).higher_is_better:
+        text += " Less is better."
     if session.processes is None:
         return f"{text} Nothing was timed."
     when = f", measured {session.measured_at}" if session.measured_at else ""
