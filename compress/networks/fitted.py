@@ -48,6 +48,8 @@ def fitted_to_task(
                 raise UserError(f"{where}: ends in a {name}; a regression needs a linear end")
             outputs = in_unit(model.output, head)
             return model if outputs is model.output else _ended(model, outputs)
+        case "multi_label" if activation is not None and name == "linear":
+            pass  # numbers that lie between 0 and 1 only as yet
         case "classification" | "multi_label":
             if _gives_probabilities(model, input_shape, head):
                 return model
