@@ -23,6 +23,7 @@ from deploy.litert import litert_version
 from deploy.preprocess import Preprocess
 from deploy.record import (
     Artifact,
+    Goal,
     LayerFacts,
     gzip_bytes_of,
     read_record,
@@ -54,7 +55,7 @@ def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> M
     """Return what a model made on a task says of itself.
 
     Args:
-        task: gives the preprocessing, the labels and the licence of the data.
+        task: gives the goal, the preprocessing, the labels and the licence of the data.
         step: the step that makes the model, as data.
         parent: sha256 of the file that it is made from, if it is made from one.
     """
@@ -66,6 +67,7 @@ def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> M
         data=task.name,
         data_licence=task.licence,
         versions=stack_versions(),
+        goal=task.goal,
     )
 
 
@@ -137,6 +139,18 @@ def preprocess_of(path: Path) -> Preprocess:
         f"with {record_path(path).name} beside it; of another, give --preprocess default, none or a "
         f"JSON list"
     )
+
+
+def goal_of(path: Path) -> Goal | None:
+    """Return the task that a model file was made for, or None where nothing says it.
+
+    Raises:
+        UserError: if the file or its record cannot be read.
+    """
+    if path.suffix == ".onnx" and path.is_file():
+        about = open_model(path).metadata
+        return about.goal if about.versions else None
+    return read_record(path).goal if record_path(path).exists() else None
 
 
 def require_place(path: Path, *, suffix: str, other_than: Path | None = None) -> None:

@@ -68,11 +68,26 @@ def data_options(command: Command) -> Command:
             "source",
             required=True,
             metavar="SOURCE",
-            help="mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, npy:FOLDER, idx:FOLDER, "
-            "images:FOLDER or csv:PATH.",
+            help="mnist-sample, mnist, fashion_mnist, cifar10, digits, breast_cancer, diabetes, "
+            "npz:PATH, npy:FOLDER, idx:FOLDER, images:FOLDER or csv:PATH.",
         ),
         click.option(
-            "--label-column", metavar="NAME", help="The column of a csv: that is the class."
+            "--task",
+            type=click.Choice(["classification", "multi_label", "regression", "reconstruction"]),
+            help="What is learned.  [default: what the model says; of a new one, classification]",
+        ),
+        click.option(
+            "--metric",
+            help="What decides, such as f1_macro.  [default: the model's, or the task's]",
+        ),
+        click.option(
+            "--label-column",
+            metavar="NAME",
+            multiple=True,
+            help="The column of a csv: that is the class or target; several times for several.",
+        ),
+        click.option(
+            "--normal", metavar="LABEL", multiple=True, help="For reconstruction: a normal class."
         ),
         click.option(
             "--categorical",
@@ -131,9 +146,18 @@ def fit_options(command: Command) -> Command:
         ),
         click.option(
             "--loss",
-            type=click.Choice(["cross_entropy", "squared_error"]),
-            default="cross_entropy",
-            show_default=True,
+            type=click.Choice(
+                [
+                    "cross_entropy",
+                    "binary_cross_entropy",
+                    "focal",
+                    "brier",
+                    "mean_squared_error",
+                    "mean_absolute_error",
+                    "huber",
+                ]
+            ),
+            help="[default: that of the task]",
         ),
         click.option("--learning-rate", type=float, help="Instead of the optimizer's default."),
         click.option(
@@ -252,8 +276,9 @@ def run(
 ) -> None:
     """Carry out RECIPE: a TOML file, or the name of one that ships with lightship.
 
-    The names are demo, mnist_mlp, lenet_300_100, lenet_5 and fashion_resnet_8. A run that was cut
-    off goes on where it was when the same command is given again.
+    The names are demo, mnist_mlp, lenet_300_100, lenet_5, fashion_resnet_8, breast_cancer, diabetes
+    and digits_anomaly. A run that was cut off goes on where it was when the same command is given
+    again.
 
     \b
     lightship run lenet_5
@@ -427,7 +452,7 @@ def tune(
 @click.option(
     "--network",
     required=True,
-    help="mlp, lenet_300_100, lenet_5, resnet_8, mobilenet_v1, ds_cnn, keras:PATH or "
+    help="mlp, lenet_300_100, lenet_5, resnet_8, mobilenet_v1, ds_cnn, autoencoder, keras:PATH or "
     "module:function.",
 )
 @trust_option
@@ -445,6 +470,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     lightship train --data mnist-sample --network lenet_5 --epochs 5 --out lenet.keras
     lightship train --data mnist-sample --network lenet_5 --schedule one_cycle \\
         --optimizer sgd --learning-rate 0.1 --set regularise.dropout=0.3 --out lenet.keras
+    lightship train --data diabetes --task regression --network mlp --batch-size 32
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import parse_network
@@ -852,21 +878,27 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
 
     Args:
         options: what ``data_options`` gave.
-        like: a model whose preprocessing is to be kept; None for a new model.
+        like: a model whose preprocessing and task are to be kept; None for a new model.
 
     Raises:
         UserError: if the model says nothing of its preprocessing and neither do the options.
     """
     with needs_extra("compress"):
-        from compress.artifacts import preprocess_of
+        from compress.artifacts import goal_of, preprocess_of
         from compress.data.sources import Data
         from compress.data.splits import load_task
 
-    names = ("source", "label_column", "categorical", "image_size", "train_samples")
+    names = ("source", "categorical", "image_size", "train_samples", "task", "metric")
     given = {name: options[name] for name in names if options[name] is not None}
     for name, kind in (("clean", dict[str, Any]), ("augment", list[Any])):
         if options[name] is not None:
             given[name] = _json_value(name, options[name], kind)
+    given |= _asked_labels(options)
+    said = goal_of(like) if like is not None else None
+    if said is not None:
+        given.setdefault("task", said.task)
+        if said.task == given["task"]:
+            given |= {"metric": given.get("metric", said.metric), "unit": said.unit}
     asked = options["preprocess"]
     if asked == "none":
         given["preprocess"] = []
@@ -878,6 +910,17 @@ def _task(options: dict[str, Any], *, like: Path | None = None) -> Task:
     for note in task.notes:
         click.echo(f"warning: {note}", err=True)
     return task
+
+
+def _asked_labels(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what the options say of labels, as keys of ``[data]``."""
+    columns, normal = options["label_column"], options["normal"]
+    given: dict[str, Any] = {"normal": normal} if normal else {}
+    if len(columns) == 1:
+        given["label_column"] = columns[0]
+    elif columns:
+        given["label_columns"] = columns
+    return given
 
 
 def _json_value(name: str, text: str, kind: Any) -> Any:
@@ -914,7 +957,9 @@ def _fit(options: dict[str, Any]) -> Fit:
         "kind": options["optimizer"],
         **({"learning_rate": rate} if rate is not None else {}),
     }
-    given = {name: options[name] for name in ("epochs", "batch_size", "loss")}
+    given = {name: options[name] for name in ("epochs", "batch_size")}
+    if options["loss"] is not None:
+        given["loss"] = {"kind": options["loss"]}
     stopping = {"early_stopping": {"patience": patience}} if patience else {}
     warmup = options["warmup_epochs"]
     schedule = {

@@ -27,7 +27,7 @@ from compress.artifacts import (
 )
 from compress.data.splits import load_task
 from compress.data.task import Task
-from compress.networks import KerasFile, Network, PythonFunction, build, load_keras
+from compress.networks import KerasFile, Network, PythonFunction, load_keras
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeStatic
@@ -46,12 +46,13 @@ from compress.steps import (
 )
 from compress.store import Store, code_digest, key_of
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
+from compress.train.trainable import network_for
 from deploy.audit import audit
 from deploy.bench import bench
 from deploy.bundle.make import bundle_run
 from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
-from deploy.evaluate import compare, evaluate, predict_classes
+from deploy.evaluate import answers_of, compare, evaluate
 from deploy.kernels import why_not_int8
 from deploy.litert import litert_version
 from deploy.machine import this_environment, this_target
@@ -64,7 +65,7 @@ from deploy.session import ModelMetadata, open_model
 
 _KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
 _HISTORY, _EPOCHS, _MEASUREMENT = "history.json", "epochs.csv", "measurement.json"
-_VARIANTS = "variants"
+_VARIANTS, _ANSWERS = "variants", "answers.npy"
 BEST = "best.lship"
 """The bundle of the verdict's choice, in the run folder."""
 
@@ -130,7 +131,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
     A key covers everything that determines the result: the step, its parent's key, the data, the
     seed, the versions of the stack and our own code that makes it.
     """
-    data = {"samples": task.digest, "name": task.name, "licence": task.licence}
+    data = {"samples": task.digest, "name": task.name, "licence": task.licence, "goal": task.goal}
     common = {"data": data, "seed": recipe.seed, "versions": stack_versions()}
     training = {**common, "code": code_digest(*TRAINING_CODE)}
     exporting = {**common, "code": code_digest(*_EXPORT_CODE)}
@@ -244,6 +245,7 @@ def run(
         created=now.isoformat(timespec="seconds"),
         reproduce=Reproduce(command=command, recipe=to_toml(recipe)),
         history=making.histories(),
+        goal=task.goal,
         warnings=[*task.notes, *_warnings(recipe)],
     )
     (out / BEST).unlink(missing_ok=True)  # an earlier run's choice
@@ -268,7 +270,7 @@ def baseline(
 
     It is left untrained, and the history None, if ``train`` is None.
     """
-    model = build(network, input_shape=task.input_shape, classes=len(task.labels), seed=seed)
+    model = network_for(task, network, seed=seed, in_unit=train is not None)
     if train is None:
         return model, None
     return model, fit(model, task, train, seed=seed, on_epoch=on_epoch, files=files)
@@ -414,22 +416,22 @@ class _Making:
         made = msgspec.to_builtins(step) if step else baseline_step(recipe.network, recipe.train)
         return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
 
-    def predictions(self, path: Path) -> npt.NDArray[np.int64]:
-        """Return the classes that a model gives to the test samples, in the session that ships."""
+    def answers(self, path: Path) -> npt.NDArray[Any]:
+        """Return what a model answers to the test samples, in the session that ships."""
         options = self.recipe.bench.session
         machine = msgspec.structs.replace(this_environment(), load_average=None)
         model = sha256_of(path)
         parts = {"model": model, "data": self.task.digest, "session": options, "machine": machine}
         code = code_digest(*_RUNNING_CODE, "deploy/evaluate.py", "deploy/preprocess.py")
-        key = key_of({"kind": "predictions", **parts, "versions": stack_versions(), "code": code})
+        key = key_of({"kind": "answers", **parts, "versions": stack_versions(), "code": code})
 
-        def predict(aside: Path) -> None:
+        def answer(aside: Path) -> None:
             opened = open_model(path, options)
-            np.save(aside / "predictions.npy", predict_classes(opened, self.task.test.raw))
+            np.save(aside / _ANSWERS, answers_of(opened, self.task.test.raw, self.task.goal))
 
-        found = self.store.find(key) or self.store.add(key, predict)
-        predicted: npt.NDArray[np.int64] = np.load(found / "predictions.npy", allow_pickle=False)
-        return predicted
+        found = self.store.find(key) or self.store.add(key, answer)
+        answers: npt.NDArray[Any] = np.load(found / _ANSWERS, allow_pickle=False)
+        return answers
 
     def measurement(self, models: Sequence[Path], *, now: datetime, again: bool) -> Measurement:
         """Time all models together, unless this very set was timed on this machine before.
@@ -467,16 +469,16 @@ class _Making:
 
     def finished(self, folders: Mapping[str, Path]) -> list[Finished]:
         """Return what is known of every variant, the test samples looked at once for each."""
-        y, classes = self.task.test.y, len(self.task.labels)
-        predicted = {
-            name: self.predictions(path)
+        y, goal = self.task.test.y, self.task.goal
+        answers = {
+            name: self.answers(path)
             for name, path in zip(self.stages, self.files(folders), strict=True)
         }
 
         def against(name: str, reference: str | None) -> Comparison | None:
             if reference is None:
                 return None
-            return compare(predicted[name], predicted[reference], y, classes=classes)
+            return compare(answers[name], answers[reference], y, goal)
 
         return [
             Finished(
@@ -484,7 +486,7 @@ class _Making:
                 parent=stage.parent,
                 artifact=read_record(folders[name] / stage.file),
                 path=f"{_VARIANTS}/{name}/{stage.file}",
-                evaluation=evaluate(predicted[name], y, classes=classes),
+                evaluation=evaluate(answers[name], y, goal),
                 against_parent=against(name, stage.parent),
                 against_baseline=against(name, BASELINE if stage.parent else None),
                 audit=audit(folders[name] / stage.file, self.recipe.bench.session, timed=False),
@@ -580,14 +582,16 @@ def _data_facts(task: Task) -> Data:
     return Data(
         name=task.name,
         licence=task.licence,
-        classes=len(task.labels),
+        outputs=1 if task.kind == "reconstruction" else len(task.labels),
         sample_shape=task.input_shape,
         test_samples=len(task.test),
         train_samples=len(task.train),
         validation_samples=len(task.validation),
         calibration_samples=len(task.calibration),
         labels=task.labels,
-        majority_share=float(np.bincount(task.test.y).max() / len(task.test)),
+        majority_share=float(np.bincount(task.test.y).max() / len(task.test))
+        if task.kind == "classification"
+        else None,
     )
 
 
@@ -595,7 +599,7 @@ def _warnings(recipe: Recipe) -> list[str]:
     """Return what a reader of the report has to know of where it was measured."""
     here = this_target()
     return [
-        f"{variant.name} is made for {variant.step.target} and was run on {here}: its accuracy and "
+        f"{variant.name} is made for {variant.step.target} and was run on {here}: its score and "
         f"its speed here say little of the device it is for"
         for variant in recipe.variants
         if isinstance(variant.step, QuantizeAware | QuantizeStatic | QuantizeDynamic)

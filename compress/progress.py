@@ -11,6 +11,8 @@ from typing_extensions import Self
 from compress.train.fit import EpochEnd
 from compress.train.tune import Search
 from deploy.errors import needs_extra
+from deploy.goals import delta_bounds, delta_number, delta_unit, score
+from deploy.record import Goal
 from deploy.report.results import Results
 
 
@@ -68,7 +70,10 @@ class ConsoleWatcher:
         """Move the variant's bar on by one epoch."""
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
         # A terminal of 80 columns has room for one number beside the time that is left.
-        shown = "accuracy" if "val_accuracy" not in epoch.metrics else "val_accuracy"
+        # The task's metric stands behind the loss; that of the validation samples goes before.
+        shown = next(
+            name for name in (*reversed(epoch.metrics), "loss") if not name.endswith("loss")
+        )
         note = f"{shown} {epoch.metrics[shown]:.4f}"
         if epoch.epoch == epoch.epochs:
             note += ", exporting"
@@ -169,11 +174,13 @@ def print_table(results: Results) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=results.title)
     table.add_column("variant", no_wrap=True)
-    for heading in ("kB", "gzip kB", "accuracy", "Δ points", "speed-up"):
+    goal = results.goal
+    change = f"Δ {delta_unit(goal)}".rstrip()
+    for heading in ("kB", "gzip kB", goal.metric, change, "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for variant in results.variants:
         delta = (
-            variant.baseline_delta_points,
+            variant.baseline_delta,
             variant.baseline_delta_low,
             variant.baseline_delta_high,
         )
@@ -182,14 +189,22 @@ def print_table(results: Results) -> None:
             variant.name,
             f"{variant.size_bytes / 1e3:,.1f}",
             f"{variant.gzip_bytes / 1e3:,.1f}",
-            f"{variant.accuracy:.2%}",
-            _interval(delta, "+.2f"),
+            score(goal, variant.score),
+            _difference(goal, delta),
             _interval(speed, ".2f") if variant.parent else "1",
         )
     # A number that is cut off is worse than a line that wraps.
     console = Console(highlight=False)
     console.width = max(92, console.width)
     console.print(table)
+
+
+def _difference(goal: Goal, estimate: tuple[float | None, float | None, float | None]) -> str:
+    """Return a difference with its interval; nothing if it was not measured."""
+    value, low, high = estimate
+    if value is None or low is None or high is None:
+        return ""
+    return f"{delta_number(goal, value, low, high)} {delta_bounds(goal, value, low, high)}"
 
 
 def _interval(estimate: tuple[float | None, float | None, float | None], form: str) -> str:

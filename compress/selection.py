@@ -26,7 +26,7 @@ from compress.pipeline import (
 from compress.recipe import Recipe, load_tables, recipe_of, to_toml
 from compress.store import Store, code_digest, key_of
 from compress.train.fit import Fit
-from compress.train.metric import default_metric
+from compress.train.losses import watched_metric
 from compress.train.space import Choice, Range, combinations, fill, ranges_in
 from compress.train.validate import (
     Fold,
@@ -120,7 +120,7 @@ def choose(
     for index, split in enumerate(splits):
         for name, recipe in candidates.items():
             task = load_task(recipe.data, seed=recipe.seed, fold=_always(split))
-            metric = metric or default_metric(task)
+            metric = metric or watched_metric(task)
             try:
                 fold = _fold(recipe, task, metric, index, store)
             except UserError as error:

@@ -119,7 +119,8 @@ def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any
     float_model = export(plain, settings, samples)
     static = as_static(step, plain, float_model)
     quantized = quantize_static(float_model, static, task, learned=found)
-    require_as_trained(quantized, float_model, model, task.validation.x)
+    one = task.kind == "classification"
+    require_as_trained(quantized, float_model, model, task.validation.x, chooses_class=one)
     return quantized
 
 

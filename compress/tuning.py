@@ -24,7 +24,7 @@ from compress.recipe import BASELINE, Recipe, Variant, decode, load_tables, reci
 from compress.steps import KerasStep, keras_step
 from compress.store import code_digest
 from compress.train.fit import EpochEnd, History
-from compress.train.metric import default_metric
+from compress.train.losses import watched_metric
 from compress.train.space import Choice, Range, ends, fill, ranges_in
 from compress.train.space import combinations as combinations_of
 from compress.train.tune import OnTrial, Search, Tune, search
@@ -179,7 +179,7 @@ def tune_recipe(
         UserError: as ``search``.
     """
     task = load_task(recipe.example.data, seed=recipe.example.seed)
-    metric = recipe.tune.metric or default_metric(task)
+    metric = recipe.tune.metric or watched_metric(task)
     trial: Objective = TrainingTrial(
         where=recipe.where, variant=recipe.tune.variant, metric=metric, seeds=recipe.tune.seeds
     )

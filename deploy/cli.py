@@ -16,9 +16,8 @@ from deploy.errors import UserError
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
     from deploy.bundle.runtime import Runtime
-    from deploy.bundle.watch import Answer
-    from deploy.evaluate import Classes
-    from deploy.record import Interval, MachineBench, Measurement, SessionOptions
+    from deploy.bundle.watch import Answered
+    from deploy.record import Goal, MachineBench, Measurement, SessionOptions
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -125,6 +124,12 @@ def cli() -> None:
 @click.option("--data", type=FILE, required=True, help=".npz with x and y (RUN/test.npz is one).")
 @click.option("--against", type=FILE, help="A second model to compare with, sample by sample.")
 @trust_model_option
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "multi_label", "regression", "reconstruction"]),
+    help="What a model of another maker is for.  [default: what the model says]",
+)
+@click.option("--metric", help="What decides, such as f1_macro.  [default: what the model says]")
 @threads_option
 @json_option
 def evaluate_command(
@@ -132,42 +137,52 @@ def evaluate_command(
     data: Path,
     against: Path | None,
     trust_model: bool,
+    task: Any,
+    metric: str | None,
     threads: int,
     as_json: bool,
 ) -> None:
-    """Measure the accuracy of MODEL in the session that ships.
+    """Measure how good MODEL is at its task, in the session that ships.
 
     \b
     lightship evaluate runs/demo/variants/int8/model.onnx \\
         --data runs/demo/test.npz --against runs/demo/variants/baseline/model.onnx
+    lightship evaluate int8.onnx --data test.npz --metric f1_macro
     """
     from deploy.evalset import EvalSet
-    from deploy.evaluate import class_scores, compare, evaluate, predict_classes, verdict
+    from deploy.evaluate import answers_of, compare, evaluate, verdict
+    from deploy.goals import bounds, chosen_goal, metric_of, score
     from deploy.record import SessionOptions
     from deploy.session import open_model
 
-    samples = EvalSet.load(data)
     options = SessionOptions(threads=threads)
     require_harmless_models(trust_model, options, model, against)
     opened = open_model(model, options)
-    scores = class_scores(opened, samples.x)
-    classes = scores.shape[1]
-    _require_known_classes(samples.y, classes, data=data, model=model)
-    predicted = scores.argmax(axis=1)
-    evaluation = evaluate(predicted, samples.y, classes=classes)
+    goal = chosen_goal(opened.metadata.goal, task=task, metric=metric)
+    samples = EvalSet.load(data, goal.task)
+    answers = answers_of(opened, samples.x, goal)
+    _require_known_truth(samples.y, answers, goal, data=data, model=model)
+    evaluation = evaluate(answers, samples.y, goal)
     comparison = None
     if against is not None:
-        reference = predict_classes(open_model(against, options), samples.x)
-        comparison = compare(predicted, reference, samples.y, classes=classes)
+        reference = answers_of(open_model(against, options), samples.x, goal)
+        comparison = compare(answers, reference, samples.y, goal)
     if as_json:
-        print_json({"evaluation": evaluation, "comparison": comparison})
+        print_json({"goal": goal, "evaluation": evaluation, "comparison": comparison})
         return
-    click.echo(f"accuracy  {_percent(evaluation.accuracy)} on {evaluation.samples:,} samples")
+    seen, title = evaluation.score, metric_of(goal).title
+    width = max(len(title), 8)
+    click.echo(
+        f"{title:{width}}  {score(goal, seen.value)} {bounds(goal, seen.low, seen.high)} "
+        f"on {evaluation.samples:,} samples"
+    )
     if comparison is not None:
-        click.echo(
-            f"against   {against}: {verdict(comparison)}, "
-            f"McNemar p = {comparison.mcnemar_p:.3g}, same answer on {comparison.agreement:.2%}"
-        )
+        told = [verdict(comparison, goal)]
+        if comparison.mcnemar_p is not None:
+            told.append(f"McNemar p = {comparison.mcnemar_p:.3g}")
+        if comparison.agreement is not None:
+            told.append(f"same answer on {comparison.agreement:.2%}")
+        click.echo(f"{'against':{width}}  {against}: {', '.join(told)}")
 
 
 @cli.command("bench")
@@ -658,8 +673,9 @@ def predict_command(
     memory_limit: str | None,
     as_json: bool,
 ) -> None:
-    """Name the class of SAMPLES with BUNDLE: an image, a folder, a .csv table or an .npy array.
+    """Answer for SAMPLES with BUNDLE: an image, a folder, a .csv table or an .npy array.
 
+    A classifier names the class, a regression prints its values, a detector of anomalies its score.
     With --watch it answers for each file in the folder once it is whole, and goes on until Ctrl-C or
     SIGTERM; --json prints one line of JSON a sample then.
 
@@ -685,7 +701,7 @@ def predict_command(
     if watch is not None:
         return
     if as_json:
-        print_json(found)
+        print_json([answered.as_json() for answered in found])
         return
     width = max(len(answer.sample) for answer in found)
     for answer in found:
@@ -708,7 +724,8 @@ def _predict_as_they_come(runtime: Runtime, folder: Path, *, top: int, as_json: 
     try:
         for answer in answers_as_they_come(runtime, folder, top=top, stop=stop):
             if as_json:
-                click.echo(msgspec.json.encode(answer))
+                said = answer if isinstance(answer, NoAnswer) else answer.as_json()
+                click.echo(msgspec.json.encode(said))
             elif isinstance(answer, NoAnswer):
                 click.echo(f"warning: {answer.error}", err=True)
             else:
@@ -718,10 +735,8 @@ def _predict_as_they_come(runtime: Runtime, folder: Path, *, top: int, as_json: 
             signal.signal(number, handler)
 
 
-def _answer_line(answer: Answer, width: int) -> str:
-    return f"{answer.sample:{width}}  " + "  ".join(
-        f"{best.label} {best.probability:.1%}" for best in answer.top
-    )
+def _answer_line(answered: Answered, width: int) -> str:
+    return f"{answered.sample:{width}}  {answered.answer.text}"
 
 
 @cli.command("serve")
@@ -823,23 +838,25 @@ def require_harmless_models(trusted: bool, options: SessionOptions, *models: Pat
             require_harmless(model, options)
 
 
-def _require_known_classes(y: Classes, classes: int, *, data: Path, model: Path) -> None:
-    """Refuse a label that the model has no score for.
+def _require_known_truth(y: Any, answers: Any, goal: Goal, *, data: Path, model: Path) -> None:
+    """Refuse labels that the model has no score for.
 
     Raises:
-        UserError: if ``y`` holds a class that is not in ``range(classes)``.
+        UserError: if ``y`` holds a class that the model does not know, or has more or fewer labels
+            or targets than the model.
     """
-    largest = int(y.max())
-    if largest >= classes:
+    outputs = answers.shape[1]
+    if goal.task == "classification" and int(y.max()) >= outputs:
         raise UserError(
-            f"{data}: {model} tells classes 0 to {classes - 1}, got {largest} at index "
+            f"{data}: {model} tells classes 0 to {outputs - 1}, got {int(y.max())} at index "
             f"{int(y.argmax())} of y; evaluate it on the data of its own task"
+        )
+    if y.ndim == 2 and y.shape[1] != outputs:
+        raise UserError(
+            f"{data}: {model} gives {outputs} numbers a sample, y has {y.shape[1]}; evaluate it on "
+            "the data of its own task"
         )
 
 
 def _ms(value: float) -> str:
     return f"{value:.4f}" if value < 100 else f"{value:.1f}"
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.2%} [{interval.low:.2%}, {interval.high:.2%}]"

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.errors import UserError
+from deploy.record import TaskKind
 from deploy.streams import (
     MEMORY_BYTES,
     Samples,
@@ -30,16 +31,16 @@ _LARGEST_BYTES = 1 << 34
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSet:
-    """Raw samples ``x`` of shape ``(n, ...)`` and their classes ``y`` of shape ``(n,)``.
+    """Raw samples ``x`` of shape ``(n, ...)`` and the truth ``y`` about them, as ``pair`` has it.
 
     Where they are too many for memory, ``x`` reads them from disk when they are asked for.
     """
 
     x: Samples
-    y: npt.NDArray[np.int64]
+    y: Array
 
     @staticmethod
-    def load(path: Path) -> EvalSet:
+    def load(path: Path, task: TaskKind = "classification") -> EvalSet:
         """Read ``x`` and ``y`` (or ``x_test`` and ``y_test``) from an ``.npz`` file.
 
         Raises:
@@ -47,7 +48,7 @@ class EvalSet:
                 objects, or has samples and labels that do not pair.
         """
         x, y = read_arrays(path, ("x", "y"), ("x_test", "y_test"))
-        return pair(x, y, where=str(path))
+        return pair(x, y, where=str(path), task=task)
 
     def save(self, path: Path) -> None:
         """Write the set as a compressed ``.npz`` that ``load`` reads back unchanged."""
@@ -150,39 +151,79 @@ def _unpacked(arrays: Any, name: str, memory_bytes: int) -> Samples:
     return content.read_as(shape, dtype, offset=0)
 
 
-def pair(x: Samples, y: Array, *, where: str) -> EvalSet:
-    """Return samples and their classes as a set, once they are known to pair.
+def pair(x: Samples, y: Array, *, where: str, task: TaskKind = "classification") -> EvalSet:
+    """Return samples and the truth about them as a set, once they are known to pair.
 
     Args:
         x: raw samples, ``(n, ...)``.
-        y: integer classes counted from 0, ``(n,)`` or ``(n, 1)``.
+        y: integer classes counted from 0, ``(n,)`` or ``(n, 1)``; of a multi-label task 0 or 1,
+            ``(n, labels)``; of a regression values, ``(n,)`` or ``(n, targets)``; of a
+            reconstruction 1 for an anomaly, else 0, ``(n,)``.
         where: the file or part that an error names.
+        task: what kind of truth it is.
+
+    Returns:
+        ``y`` as int64 ``(n,)``; of a multi-label task as int64 ``(n, labels)``, of a regression as
+        float32 ``(n, targets)``.
 
     Raises:
-        UserError: if the lengths differ, there are no samples, or the classes are not integers
-            counted from 0 that int64 can hold.
+        UserError: if the lengths differ, there are no samples, or the truth is not of the task's
+            kind.
 
     >>> pair(np.zeros((2, 3)), np.array([[1], [0]]), where="here").y.tolist()
     [1, 0]
+    >>> pair(np.zeros((2, 3)), np.array([1.5, 2]), where="here", task="regression").y.tolist()
+    [[1.5], [2.0]]
     """
     y = np.asarray(y)
-    y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
-    if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
+    wide = task in {"multi_label", "regression"}
+    if not wide and y.ndim == 2 and y.shape[1] == 1:
+        y = y.reshape(-1)
+    elif wide and y.ndim == 1:
+        y = y.reshape(-1, 1)
+    if x.ndim < 1 or y.ndim != 1 + wide or len(x) != len(y) or y.size == 0:
+        one = _ONE_SAMPLE[task]
         raise UserError(
-            f"{where}: x and y must pair, one integer class a sample; got x {x.shape} and y {y.shape}"
+            f"{where}: x and y must pair, {one} a sample; got x {x.shape} and y {y.shape}"
         )
+    if task == "regression":
+        return EvalSet(x=x, y=_values(y, where))
     if not np.issubdtype(y.dtype, np.integer):
-        raise UserError(f"{where}: y must be integer classes counted from 0, got {y.dtype}")
+        what = "integer classes counted from 0" if task == "classification" else "integers, 0 or 1"
+        raise UserError(f"{where}: y must be {what}, got {y.dtype}")
     if y.min() < 0:
-        index = int(np.argmax(y < 0))
+        index = int(np.argmax(y.reshape(len(y), -1).min(axis=1) < 0))
         raise UserError(f"{where}: classes count from 0, got {y[index]} at index {index} of y")
     if int(y.max()) > np.iinfo(np.int64).max:
         index = int(np.argmax(y))
         raise UserError(
-            f"{where}: classes must be below 2**63, got {y[index]} at index {index} of y; "
+            f"{where}: classes must be below 2**63, got {y.flat[index]} at index {index} of y; "
             f"count them from 0"
         )
+    if task != "classification" and y.max() > 1:
+        index = int(np.argmax(y.reshape(len(y), -1).max(axis=1) > 1))
+        raise UserError(f"{where}: y must be 0 or 1, got {y[index]} at index {index} of y")
     return EvalSet(x=x, y=y.astype(np.int64))
+
+
+_ONE_SAMPLE: dict[TaskKind, str] = {
+    "classification": "one integer class",
+    "multi_label": "one row of labels, 0 or 1 each,",
+    "regression": "one value or one row of values",
+    "reconstruction": "one 0 or 1 (an anomaly)",
+}
+
+
+def _values(y: Array, where: str) -> npt.NDArray[np.float32]:
+    """Return the values of a regression's targets as float32."""
+    with np.errstate(over="ignore"):
+        values = y.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise UserError(
+            f"{where}: y must hold numbers that float32 can hold, got {y[bad[0]]} at index {bad[0]}"
+        )
+    return values
 
 
 def _numbers(array: Samples, where: str) -> Samples:

@@ -33,6 +33,19 @@ class Interval(Record, frozen=True):
         return self.low > point or self.high < point
 
 
+TaskKind = Literal["classification", "multi_label", "regression", "reconstruction"]
+
+
+class Goal(Record, frozen=True):
+    """What a model answers, and by what its answers are judged."""
+
+    task: TaskKind = "classification"
+    metric: str = "accuracy"
+    """A name in ``deploy.metrics``."""
+    unit: str = ""
+    """Of a regression's targets, as ``mm``; empty where there is none or nobody said."""
+
+
 class LayerFacts(Record, frozen=True):
     """One layer that has weights, as read from the bytes of the model file."""
 
@@ -74,28 +87,62 @@ class Artifact(Record, frozen=True):
     data: str = ""
     """Name of the data set that the model was trained on."""
     data_licence: str = ""
+    goal: Goal = Goal()
+
+
+class Confusion(Record, frozen=True, tag_field="kind", tag="confusion"):
+    """How often each class was taken for which."""
+
+    counts: tuple[tuple[int, ...], ...]
+    """A row per true class, a column per predicted one, both in label order."""
+
+
+class Roc(Record, frozen=True, tag_field="kind", tag="roc"):
+    """What share of the positives is found at what share of false alarms, threshold by threshold."""
+
+    false_positive_rate: tuple[float, ...]
+    true_positive_rate: tuple[float, ...]
+
+
+class Scatter(Record, frozen=True, tag_field="kind", tag="scatter"):
+    """Predicted beside true values, in the target's unit; of many samples a few at even steps."""
+
+    true: tuple[tuple[float, ...], ...]
+    """One row a target, in label order."""
+    predicted: tuple[tuple[float, ...], ...]
+
+
+Answers = Confusion | Roc | Scatter
 
 
 class Evaluation(Record, frozen=True):
-    """The accuracy of one model on one evaluation set, measured in the session that ships."""
+    """How good one model is on one evaluation set, measured in the session that ships."""
 
     samples: int
-    accuracy: Interval
-    """Fraction correct, with its Wilson score interval."""
-    recall: tuple[float, ...]
-    """Fraction correct per class, in label order; NaN-free: an absent class counts as 0."""
+    score: Interval
+    """The goal's own metric: a fraction, or in the unit that the metric has."""
+    metrics: dict[str, Interval]
+    """Every metric of the task, by name."""
+    per_label: tuple[float, ...]
+    """By label, in label order: recall (classification), F1 (multi-label), mean absolute error
+    (regression); NaN-free: a class that is absent counts as 0. Empty for reconstruction."""
+    answers: Answers | None
+    """How the answers lie beside the truth; None where that would be too much to keep."""
 
 
 class Comparison(Record, frozen=True):
     """One model against another on the same samples, paired sample by sample."""
 
-    delta_points: Interval
-    """Accuracy of the candidate minus that of the reference, in percentage points."""
-    mcnemar_p: float
-    """Exact two-sided McNemar p-value."""
-    agreement: float
-    """Fraction of samples on which both give the same class, right or wrong."""
-    recall_delta_points: tuple[float, ...]
+    delta: Interval
+    """Score of the candidate minus that of the reference: in percentage points where the metric is
+    a fraction, else in the metric's unit."""
+    mcnemar_p: float | None
+    """Exact two-sided McNemar p-value; None where the metric is not a share of right answers."""
+    agreement: float | None
+    """Fraction of samples on which both give the same answer, right or wrong; None where answers
+    are numbers."""
+    per_label_delta: tuple[float, ...]
+    """Change of each ``per_label``, in the unit of a difference of it."""
 
 
 class SessionOptions(Record, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from deploy.errors import MissingExtraError, UserError
 from deploy.litert import LiteRt, litert_version
 from deploy.machine import usable_cores
 from deploy.preprocess import Op, apply
-from deploy.record import Record, SessionOptions
+from deploy.record import Goal, Record, SessionOptions
 from deploy.tflite import is_tflite
 
 _PREFIX = "lightship."
@@ -35,6 +36,7 @@ class ModelMetadata(Record, frozen=True):
     """Name of the data set that the model was trained on."""
     data_licence: str = ""
     versions: dict[str, str] = {}
+    goal: Goal = Goal()
 
     def to_props(self) -> dict[str, str]:
         """Return one JSON text per field, keyed ``lightship.FIELD``, for ONNX ``metadata_props``."""
@@ -96,7 +98,7 @@ class _OnnxRuntime:
 
 
 class Model:
-    """An open model with one input and one output of class scores, in ONNX Runtime or LiteRT.
+    """An open model with one input and one output, in ONNX Runtime or LiteRT.
 
     Attributes:
         where: the file, as its user wrote it; errors begin with it.
@@ -134,9 +136,30 @@ class Model:
             UserError: if there are no samples, they are not what the model takes once they are
                 preprocessed, or the runtime fails on them.
         """
+        return np.concatenate([outputs for _, outputs in self._batches(samples, batch)])
+
+    def errors(self, samples: npt.NDArray[Any], *, batch: int = 256) -> npt.NDArray[np.float64]:
+        """Return how far the outputs lie from the preprocessed samples, ``(n,)``: mean squares.
+
+        Raises:
+            UserError: as ``scores`` does, or if an output is not of its sample's shape.
+        """
+        errors = []
+        for inputs, outputs in self._batches(samples, batch):
+            if inputs.shape != outputs.shape:
+                raise UserError(
+                    f"{self.where}: a reconstruction must have its sample's shape "
+                    f"{inputs.shape[1:]}, got {outputs.shape[1:]}"
+                )
+            errors.append(reconstruction_errors(inputs, outputs))
+        return np.concatenate(errors)
+
+    def _batches(
+        self, samples: npt.NDArray[Any], batch: int
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Yield preprocessed samples and what the model makes of them, a batch at a time."""
         if len(samples) == 0:
             raise UserError(f"{self.where}: there are no samples to run")
-        outputs = []
         step = self.fixed_batch or batch
         for start in range(0, len(samples), step):
             inputs = apply(self.metadata.preprocess, samples[start : start + step])
@@ -147,13 +170,13 @@ class Model:
                 )
             fitting = self.cast(inputs, first=start)
             try:
-                outputs.append(self.run(fitting))
+                outputs = self.run(fitting)
             # The exceptions of the runtimes' C extensions share no base class below Exception.
             except Exception as error:
                 raise UserError(
                     f"{self.where}: {self.runtime} cannot run it: {_reason(error)}"
                 ) from error
-        return np.concatenate(outputs)
+            yield fitting, outputs
 
     def cast(self, inputs: npt.NDArray[Any], *, first: int = 0) -> npt.NDArray[Any]:
         """Return preprocessed inputs ``(n, ...)`` in the model's own type.
@@ -184,6 +207,15 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
+
+
+def reconstruction_errors(
+    inputs: npt.NDArray[Any], outputs: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """Return the mean square of what each sample ``(n, ...)`` and its reconstruction differ by."""
+    apart = inputs.astype(np.float64) - outputs
+    errors: npt.NDArray[np.float64] = np.square(apart).reshape(len(apart), -1).mean(axis=1)
+    return errors
 
 
 def _lost(inputs: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_] | None:

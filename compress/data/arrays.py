@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compress.data.labelled import Labelled, numbered_labels
+from compress.data.labelled import Labelled, numbered_labels, numbered_outputs
 from deploy.errors import UserError
 from deploy.evalset import EvalSet, pair, read_arrays
+from deploy.record import TaskKind
 from deploy.streams import MEMORY_BYTES, FileArray, Samples, Spool, open_npy
 
 Array = npt.NDArray[Any]
@@ -23,8 +24,15 @@ _PIECE_BYTES = 1 << 22
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read_npz(path: Path, *, memory_bytes: int = MEMORY_BYTES) -> Labelled:
+def read_npz(
+    path: Path, task: TaskKind = "classification", *, memory_bytes: int = MEMORY_BYTES
+) -> Labelled:
     """Read ``x_train, y_train`` (with ``x_test, y_test`` if there), or ``x, y``.
+
+    Args:
+        path: the file.
+        task: what ``y`` holds, as ``evalset.pair`` takes it.
+        memory_bytes: a larger array is unpacked to disk, and read from there when asked for.
 
     Raises:
         UserError: if the file is missing or damaged, lacks the arrays, holds Python objects, or its
@@ -37,15 +45,22 @@ def read_npz(path: Path, *, memory_bytes: int = MEMORY_BYTES) -> Labelled:
         ("x", "y"),
         memory_bytes=memory_bytes,
     )
-    train = pair(arrays[0], arrays[1], where=f"{path}: training part")
-    test = pair(arrays[2], arrays[3], where=f"{path}: test part") if len(arrays) == 4 else None
-    return Labelled(train=train, test=test, labels=numbered_labels(train, where=str(path)))
+    train = pair(arrays[0], arrays[1], where=f"{path}: training part", task=task)
+    test = None
+    if len(arrays) == 4:
+        test = pair(arrays[2], arrays[3], where=f"{path}: test part", task=task)
+    return _labelled(train, test, task, where=str(path))
 
 
-def read_npy(folder: Path, *, memory_bytes: int = MEMORY_BYTES) -> Labelled:
+def read_npy(
+    folder: Path, task: TaskKind = "classification", *, memory_bytes: int = MEMORY_BYTES
+) -> Labelled:
     """Read ``x_train.npy, y_train.npy`` (with ``x_test.npy, y_test.npy`` if there), or ``x``, ``y``.
 
-    Files of samples larger than ``memory_bytes`` are read where they lie, when asked for.
+    Args:
+        folder: where the files lie.
+        task: what ``y`` holds, as ``evalset.pair`` takes it.
+        memory_bytes: files of samples larger than this are read where they lie, when asked for.
 
     Raises:
         UserError: if a file is missing or damaged, holds Python objects, or samples and classes do
@@ -58,10 +73,18 @@ def read_npy(folder: Path, *, memory_bytes: int = MEMORY_BYTES) -> Labelled:
         if part == "test" and not x.exists() and not y.exists():
             continue
         arrays = _read_npy_file(x, memory_bytes), np.asarray(_read_npy_file(y, memory_bytes))
-        read.append(pair(*arrays, where=f"{folder}: {part or 'training'} part"))
+        read.append(pair(*arrays, where=f"{folder}: {part or 'training'} part", task=task))
     train, *test = read
-    labels = numbered_labels(train, where=str(folder))
-    return Labelled(train=train, test=test[0] if test else None, labels=labels)
+    return _labelled(train, test[0] if test else None, task, where=str(folder))
+
+
+def _labelled(train: EvalSet, test: EvalSet | None, task: TaskKind, *, where: str) -> Labelled:
+    """Name what was read without names, by numbers."""
+    if task == "classification":
+        labels = numbered_labels(train, where=where)
+    else:
+        labels = numbered_outputs(train, task)
+    return Labelled(train=train, test=test, labels=labels)
 
 
 def _read_npy_file(path: Path, memory_bytes: int) -> Samples:

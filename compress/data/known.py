@@ -14,6 +14,7 @@ from typing import Any
 from compress.data.labelled import Labelled
 from deploy.errors import UserError, needs_extra
 from deploy.evalset import pair, read_arrays
+from deploy.record import TaskKind
 
 FOLDER_VARIABLE = "LIGHTSHIP_DATA"
 """Environment variable that names a folder of ``NAME.npz`` files."""
@@ -29,6 +30,8 @@ _MNIST_LICENCE = "MNIST: Yann LeCun, Corinna Cortes, Christopher J. C. Burges; C
 class _Known:
     labels: tuple[str, ...]
     licence: str
+    task: TaskKind = "classification"
+    in_scikit_learn: bool = False
 
 
 KNOWN = {
@@ -64,11 +67,29 @@ KNOWN = {
         ),
         "CIFAR-10: Alex Krizhevsky, Vinod Nair, Geoffrey Hinton; no licence stated by its authors",
     ),
+    "digits": _Known(
+        _DIGITS,
+        "Optical Recognition of Handwritten Digits: E. Alpaydin, C. Kaynak, UCI; CC BY 4.0",
+        in_scikit_learn=True,
+    ),
+    # The second class is the positive one of precision, recall and F1: what must not be missed.
+    "breast_cancer": _Known(
+        ("benign", "malignant"),
+        "Breast Cancer Wisconsin (Diagnostic): W. Wolberg, O. Mangasarian, N. Street, W. Street, "
+        "UCI; CC BY 4.0",
+        in_scikit_learn=True,
+    ),
+    "diabetes": _Known(
+        ("progression",),
+        "Diabetes: B. Efron, T. Hastie, I. Johnstone, R. Tibshirani; no licence stated by its authors",
+        task="regression",
+        in_scikit_learn=True,
+    ),
 }
 
 
 def read_known(name: str) -> Labelled:
-    """Read a known set: from the package, from ``LIGHTSHIP_DATA``, or from its home on the network.
+    """Read a known set: from the package or from scikit-learn, which both need no network, from ``LIGHTSHIP_DATA``, or from its home on the network.
 
     Args:
         name: a key of ``KNOWN``.
@@ -78,6 +99,8 @@ def read_known(name: str) -> Labelled:
             cannot be downloaded.
         MissingExtraError: if the set has to be downloaded and tf-keras is not installed.
     """
+    if KNOWN[name].in_scikit_learn:
+        return _read_from_scikit_learn(name)
     if name == "mnist-sample":
         where, arrays = str(_SAMPLE), read_arrays(_SAMPLE, _NAMES)
     elif (path := _path_in_folder(name)) is not None:
@@ -91,6 +114,20 @@ def read_known(name: str) -> Labelled:
         labels=KNOWN[name].labels,
         licence=KNOWN[name].licence,
     )
+
+
+def _read_from_scikit_learn(name: str) -> Labelled:
+    with needs_extra("compress"):
+        from sklearn import datasets
+    about = KNOWN[name]
+    loaded = getattr(datasets, f"load_{name}")()
+    x, y = loaded.data.astype("float32"), loaded.target
+    if name == "digits":
+        x = loaded.images.astype("uint8")  # 0 to 16, 8 × 8
+    elif name == "breast_cancer":
+        y = 1 - y  # scikit-learn counts malignant as 0
+    part = pair(x, y, where=name, task=about.task)
+    return Labelled(train=part, test=None, labels=about.labels, licence=about.licence)
 
 
 def _path_in_folder(name: str) -> Path | None:

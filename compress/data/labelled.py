@@ -9,6 +9,7 @@ import numpy as np
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
 from deploy.preprocess import Column
+from deploy.record import TaskKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class Labelled:
     Attributes:
         train: the samples to learn from; of all samples, where the source has one part only.
         test: the source's own test part, or None where it has none.
-        labels: a name per class.
+        labels: a name per class, label or target.
         licence: licence of the data, one line; "unknown" where the source does not say.
         columns: of a table, with every category of its parts, in the order of the codes in ``x``.
     """
@@ -47,3 +48,14 @@ def numbered_labels(part: EvalSet, *, where: str) -> tuple[str, ...]:
             f"and a largest of {present[-1]}; number them anew"
         )
     return tuple(str(number) for number in present)
+
+
+def numbered_outputs(part: EvalSet, task: TaskKind) -> tuple[str, ...]:
+    """Name the labels or targets of a part, ``y`` ``(n, outputs)``, by their numbers.
+
+    >>> part = EvalSet(x=np.zeros((3, 1)), y=np.zeros((3, 2)))
+    >>> numbered_outputs(part, "regression")
+    ('target 0', 'target 1')
+    """
+    outputs, noun = part.y.shape[1], "target" if task == "regression" else "label"
+    return (noun,) if outputs == 1 else tuple(f"{noun} {number}" for number in range(outputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress.networks.config import NetworkConfig
+from compress.networks.heads import Head, with_head
 from compress.networks.sample_shape import require_image
 
 _FILTERS = 64
@@ -25,7 +26,9 @@ class DsCnn(NetworkConfig, frozen=True, tag="ds_cnn"):
     """
 
 
-def build_ds_cnn(_network: DsCnn, *, input_shape: tuple[int, ...], classes: int) -> Any:
+def build_ds_cnn(
+    _network: DsCnn, *, input_shape: tuple[int, ...], classes: int, head: Head = Head()
+) -> Any:
     """Return the network as a ``tf_keras.Model``.
 
     Raises:
@@ -55,5 +58,5 @@ def build_ds_cnn(_network: DsCnn, *, input_shape: tuple[int, ...], classes: int)
         x = bn_relu(x, f"{index}b")
     x = layers.Dropout(0.4, name="dropout2")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    x = layers.Dense(classes, activation="softmax", name="dense1")(x)
+    x = with_head(x, head, outputs=classes, name="dense1")
     return Model(inputs, x, name="ds_cnn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress.networks.config import NetworkConfig
+from compress.networks.heads import Head, with_head
 from compress.networks.mlp import dense_stack
 from compress.networks.sample_shape import require_image
 
@@ -28,17 +29,21 @@ class LeNet5(NetworkConfig, frozen=True, tag="lenet_5"):
 
 
 def build_lenet_300_100(
-    _network: LeNet300100, *, input_shape: tuple[int, ...], classes: int
+    _network: LeNet300100, *, input_shape: tuple[int, ...], classes: int, head: Head = Head()
 ) -> Any:
     """Return the network as a ``tf_keras.Model``; samples of several axes are flattened.
 
     >>> build_lenet_300_100(LeNet300100(), input_shape=(28, 28, 1), classes=10).count_params()
     266610
     """
-    return dense_stack("lenet_300_100", (300, 100), input_shape=input_shape, classes=classes)
+    return dense_stack(
+        "lenet_300_100", (300, 100), input_shape=input_shape, classes=classes, head=head
+    )
 
 
-def build_lenet_5(_network: LeNet5, *, input_shape: tuple[int, ...], classes: int) -> Any:
+def build_lenet_5(
+    _network: LeNet5, *, input_shape: tuple[int, ...], classes: int, head: Head = Head()
+) -> Any:
     """Return the network as a ``tf_keras.Model``.
 
     Raises:
@@ -57,5 +62,5 @@ def build_lenet_5(_network: LeNet5, *, input_shape: tuple[int, ...], classes: in
     x = layers.MaxPooling2D(2, name="pool2")(x)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(500, activation="relu", name="dense1")(x)
-    x = layers.Dense(classes, activation="softmax", name="dense2")(x)
+    x = with_head(x, head, outputs=classes, name="dense2")
     return Model(inputs, x, name="lenet_5")

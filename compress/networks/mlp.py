@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from compress.networks.config import NetworkConfig
+from compress.networks.heads import Head, as_sample, with_head
 
 Width = Annotated[int, Meta(gt=0)]
 
@@ -22,19 +23,21 @@ class Mlp(NetworkConfig, frozen=True, tag="mlp"):
     """Units of each hidden layer, from the input on; none at all is logistic regression."""
 
 
-def build_mlp(network: Mlp, *, input_shape: tuple[int, ...], classes: int) -> Any:
+def build_mlp(
+    network: Mlp, *, input_shape: tuple[int, ...], classes: int, head: Head = Head()
+) -> Any:
     """Return the network as a ``tf_keras.Model``; samples of several axes are flattened.
 
     >>> build_mlp(Mlp(), input_shape=(28, 28), classes=10).count_params()
     101770
     """
-    return dense_stack("mlp", network.hidden, input_shape=input_shape, classes=classes)
+    return dense_stack("mlp", network.hidden, input_shape=input_shape, classes=classes, head=head)
 
 
 def dense_stack(
-    name: str, hidden: tuple[int, ...], *, input_shape: tuple[int, ...], classes: int
+    name: str, hidden: tuple[int, ...], *, input_shape: tuple[int, ...], classes: int, head: Head
 ) -> Any:
-    """Return Dense ReLU layers ``dense1``, ``dense2``, …, the last with softmax over the classes."""
+    """Return Dense ReLU layers ``dense1``, ``dense2``, …, the last with what the task wants."""
     from tf_keras import Model, layers
 
     x = inputs = layers.Input(input_shape, name="input")
@@ -42,5 +45,9 @@ def dense_stack(
         x = layers.Flatten(name="flatten")(x)
     for index, units in enumerate(hidden, start=1):
         x = layers.Dense(units, activation="relu", name=f"dense{index}")(x)
-    x = layers.Dense(classes, activation="softmax", name=f"dense{len(hidden) + 1}")(x)
+    last = f"dense{len(hidden) + 1}"
+    if head.task == "reconstruction":
+        x = as_sample(x, input_shape=input_shape, name=last)
+    else:
+        x = with_head(x, head, outputs=classes, name=last)
     return Model(inputs, x, name=name)

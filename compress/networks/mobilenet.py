@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from compress.networks.config import NetworkConfig
+from compress.networks.heads import Head, with_head
 from compress.networks.sample_shape import require_image
 
 _BLOCKS = (
@@ -32,7 +33,9 @@ class MobileNetV1(NetworkConfig, frozen=True, tag="mobilenet_v1"):
     """Multiplier of every layer's filters, rounded down as published, at least 1."""
 
 
-def build_mobilenet_v1(network: MobileNetV1, *, input_shape: tuple[int, ...], classes: int) -> Any:
+def build_mobilenet_v1(
+    network: MobileNetV1, *, input_shape: tuple[int, ...], classes: int, head: Head = Head()
+) -> Any:
     """Return the network as a ``tf_keras.Model``.
 
     Raises:
@@ -66,5 +69,5 @@ def build_mobilenet_v1(network: MobileNetV1, *, input_shape: tuple[int, ...], cl
         x = layers.Conv2D(filters_of(filters), 1, padding="same", name=f"conv{index}")(x)
         x = bn_relu(x, f"{index}b")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    x = layers.Dense(classes, activation="softmax", name="dense1")(x)
+    x = with_head(x, head, outputs=classes, name="dense1")
     return Model(inputs, x, name="mobilenet_v1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress.networks.config import NetworkConfig
+from compress.networks.heads import Head, with_head
 from compress.networks.sample_shape import require_image
 
 
@@ -17,7 +18,9 @@ class ResNet8(NetworkConfig, frozen=True, tag="resnet_8"):
     """
 
 
-def build_resnet_8(_network: ResNet8, *, input_shape: tuple[int, ...], classes: int) -> Any:
+def build_resnet_8(
+    _network: ResNet8, *, input_shape: tuple[int, ...], classes: int, head: Head = Head()
+) -> Any:
     """Return the network as a ``tf_keras.Model``.
 
     Raises:
@@ -58,7 +61,5 @@ def build_resnet_8(_network: ResNet8, *, input_shape: tuple[int, ...], classes: 
             )(x)
         x = layers.ReLU(name=f"relu{second}")(layers.Add(name=f"add{stack}")([x, y]))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    x = layers.Dense(classes, activation="softmax", kernel_initializer="he_normal", name="dense1")(
-        x
-    )
+    x = with_head(x, head, outputs=classes, name="dense1", kernel_initializer="he_normal")
     return Model(inputs, x, name="resnet_8")

@@ -15,11 +15,15 @@ Array = npt.NDArray[Any]
 
 AGREEMENT = 0.995
 """Share of the samples on which the file has to choose the class that Keras chooses."""
+_APART = 0.05
+"""Of outputs that choose no class: mean difference allowed, as a share of their standard deviation."""
 _OFF_GRID = 0.05
 """Steps by which a weight may lie beside the grid: float32 rounds its scale; half a step is lost."""
 
 
-def require_as_trained(quantized: Any, plain: Any, keras: Any, samples: Array) -> float:
+def require_as_trained(
+    quantized: Any, plain: Any, keras: Any, samples: Array, *, chooses_class: bool = True
+) -> float:
     """Return the share of samples on which the int8 file and the Keras model choose one class.
 
     Rounding to int8 has ties, which Keras and ONNX Runtime break differently, and one value that
@@ -30,6 +34,7 @@ def require_as_trained(quantized: Any, plain: Any, keras: Any, samples: Array) -
         plain: the float ``ModelProto`` of the trained weights, which lie on the int8 grid.
         keras: the model as it was trained, rounding its activations.
         samples: preprocessed, ``(n, ...)``.
+        chooses_class: whether the largest output is the answer; else the values are compared.
 
     Raises:
         ParityError: if a stored weight is another one than was trained, or the classes of more
@@ -38,10 +43,14 @@ def require_as_trained(quantized: Any, plain: Any, keras: Any, samples: Array) -
     _require_weights(quantized, plain)
     opened = open_model(quantized.SerializeToString())
     inputs = opened.cast(samples)
-    expected = np.asarray(keras.predict(samples, batch_size=256, verbose=0)).argmax(axis=-1)
+    expected = np.asarray(keras.predict(samples, batch_size=256, verbose=0))
     batch = opened.fixed_batch or 256
     runs = [opened.run(inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
-    got = np.concatenate(runs).argmax(axis=-1)
+    got = np.concatenate(runs)
+    if not chooses_class:
+        _require_values(got, expected)
+        return 1.0
+    expected, got = expected.argmax(axis=-1), got.argmax(axis=-1)
     different = int((expected != got).sum())
     if different > max(1, (1 - AGREEMENT) * expected.size):
         raise ParityError(
@@ -49,6 +58,17 @@ def require_as_trained(quantized: Any, plain: Any, keras: Any, samples: Array) -
             f"for {different} of {expected.size} samples, more than {1 - AGREEMENT:.1%}"
         )
     return 1 - different / int(expected.size)
+
+
+def _require_values(got: Array, expected: Array) -> None:
+    """Raise a ParityError if values of outputs lie further apart on average than rounding explains."""
+    apart = float(np.abs(got - expected).mean())
+    allowed = _APART * max(float(expected.std()), 1e-6)
+    if not apart <= allowed:
+        raise ParityError(
+            f"the outputs of the int8 file and of the Keras model that was trained for it lie {apart:.3g} "
+            f"apart on average, more than {allowed:.3g}, {_APART:.0%} of their standard deviation"
+        )
 
 
 def _require_weights(quantized: Any, plain: Any) -> None:

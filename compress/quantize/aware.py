@@ -196,14 +196,11 @@ def _rounded(model: Any) -> frozenset[str]:
 
 
 def _towards_scores(model: Any) -> Iterator[Any]:
-    """Yield the layer that gives the output, and from a Softmax on its way back the one before it."""
+    """Yield the layer that gives the output, and the ones before it that only bring it into form."""
     for output in model.outputs:
         layer = output.node.layer
         yield layer
-        while _activation(layer) in {"softmax", "linear"} and type(layer).__name__ in {
-            "Softmax",
-            "Activation",
-        }:
+        while type(layer).__name__ in {"Softmax", "Activation", "Rescaling"}:
             layer = layer.inbound_nodes[0].inbound_layers
             yield layer
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -227,6 +227,8 @@ def quantize_static(
             else "model: static quantization needs a Conv, Gemm or MatMul with stored weights"
         )
     target = step.target or this_target()
+    in_unit = _into_unit(model.graph)
+    kept = [*excluded, *in_unit]
     with _quiet():
         ranges = calibrate(
             model,
@@ -243,21 +245,21 @@ def quantize_static(
             if learned is not None and learned.one_scale
         }
         quantizer = QDQQuantizer(
-            onnx.shape_inference.infer_shapes(_with_own_constants(model, excluded)),
+            onnx.shape_inference.infer_shapes(_with_own_constants(model, kept)),
             step.per_channel,
             target == "x86-avx2",  # reduce_range
             QuantType.QInt8,
             QuantType.QInt8 if target == "arm64" else QuantType.QUInt8,
             ranges,
             [],
-            list(excluded),
+            kept,
             list(_STATIC_OPERATORS),
             {"TensorQuantOverrides": one_scale},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         quantized = quantizer.model.model
-    _unquantize_scores(quantized.graph)
+    _unquantize_scores(quantized.graph, in_unit)
     if step.exclusion == "structural":
         _guard(quantized.graph, excluded)
     finished = _finished(quantized, model)
@@ -586,8 +588,24 @@ def _why_not_dynamic(found: Weighted, step: QuantizeDynamic) -> str:
     return f"ONNX Runtime has no dynamic int8 {found.node.op_type}"
 
 
-def _unquantize_scores(graph: Any) -> None:
-    """Remove Q and DQ between a dense layer and the Softmax or graph output that it feeds."""
+def _into_unit(graph: Any) -> list[str]:
+    """Return the last two nodes if they bring the outputs into their unit, ``x * std + mean``.
+
+    On one grid of 256 steps for all targets, one in millimetres would drown beside one in tonnes.
+    """
+    made_by, stored = producers(graph), {tensor.name for tensor in graph.initializer}
+    names, tensor = [], graph.output[0].name
+    for kind in ("Add", "Mul"):
+        node = made_by.get(tensor)
+        if node is None or node.op_type != kind or not stored & set(node.input):
+            return []
+        names.append(node.name)
+        (tensor,) = set(node.input) - stored
+    return names
+
+
+def _unquantize_scores(graph: Any, in_unit: Sequence[str]) -> None:
+    """Remove Q and DQ between a dense layer and what it feeds: Softmax, output, or ``in_unit``."""
     made_by, readers = producers(graph), consumers(graph)
     outputs = {value.name for value in graph.output}
     for last in list(graph.node):
@@ -601,7 +619,11 @@ def _unquantize_scores(graph: Any) -> None:
             or dense.op_type not in {"Gemm", "MatMul"}
             or len(readers[first.input[0]]) != 1
             or len(readers[first.output[0]]) != 1
-            or not (last.output[0] in outputs or [node.op_type for node in reading] == ["Softmax"])
+            or not (
+                last.output[0] in outputs
+                or [node.op_type for node in reading] == ["Softmax"]
+                or [node.name for node in reading] == list(in_unit[-1:])
+            )
         ):
             continue
         dense.output[0] = last.output[0]

@@ -25,7 +25,14 @@ from compress.train.checkpoint import (
 )
 from compress.train.draws import order
 from compress.train.logs import TensorBoard, write_csv
-from compress.train.losses import Loss, keras_loss
+from compress.train.losses import (
+    Loss,
+    higher_is_better,
+    keras_loss,
+    keras_metrics,
+    loss_of,
+    why_not_loss,
+)
 from compress.train.optimizers import Adam, AdamW, GradientDescent, Optimizer, momentum_name
 from compress.train.regularise import Regularise, why_not_dropped
 from compress.train.schedules import (
@@ -35,7 +42,6 @@ from compress.train.schedules import (
     Schedule,
     learning_rate,
     momentum,
-    rises,
     why_not_scheduled,
 )
 from compress.train.step import Augment, Step
@@ -71,20 +77,20 @@ class EarlyStopping(Record, frozen=True):
     patience: Annotated[int, Meta(ge=1)]
     """Epochs in a row without improvement after which training stops."""
     metric: str = "val_loss"
-    """Any metric that the training reports; of a ``loss`` or an error less is better."""
+    """``val_loss``, or ``val_`` and what is shown beside the loss: ``accuracy``, ``label_accuracy``,
+    ``mae`` or ``mse``; without ``val_`` that of the training samples."""
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Fit(Record, frozen=True):
-    """One training run of a classifier that ends in a softmax."""
+    """One training run."""
 
     epochs: Annotated[int, Meta(ge=1)]
     batch_size: Annotated[int, Meta(ge=1)] = 128
     """The last batch of an epoch holds what is left."""
-    loss: Loss = "cross_entropy"
-    """Of the probabilities: their negative logarithm at the right class, or the squared distance to
-    the one-hot class, summed over the classes (Brier, 1950), which bounds what one wrong label can
-    do."""
+    loss: Loss | None = None
+    """None is that of the task: cross-entropy, binary cross-entropy of labels, or the mean squared
+    error of values and reconstructions."""
     optimizer: Optimizer = Adam()
     schedule: Schedule = Constant()
     regularise: Regularise = Regularise()
@@ -165,7 +171,7 @@ def fit(
     very weights of one that was never stopped.
 
     Args:
-        model: a tf-keras classifier that ends in a softmax; compiled or not.
+        model: a tf-keras model whose outputs are those of the task; compiled or not.
         task: what to learn. The test split is not touched.
         config: how to learn it.
         seed: of shuffling, dropout and everything else that is drawn while training.
@@ -178,9 +184,10 @@ def fit(
 
     Raises:
         UserError: if the batch is larger than the training split, early stopping or the schedule
-            watch a metric that there is not, the model does not turn a sample into one probability
-            a class, something that was asked for does not work with this network or machine, or
-            the loss or a weight becomes infinite or NaN; the model's weights are worthless then.
+            watch a metric that there is not, the model does not give the task's outputs, the loss
+            does not fit the task, something that was asked for does not work with this network or
+            machine, or the loss or a weight becomes infinite or NaN; the model's weights are
+            worthless then.
     """
     with needs_extra("compress"):
         import tensorflow as tf
@@ -221,8 +228,8 @@ def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
         model,
         optimizer=config.optimizer,
         regularise=config.regularise,
-        loss=keras_loss(config.loss),
-        metrics=["accuracy"],
+        loss=keras_loss(loss_of(config.loss, task), task),
+        metrics=keras_metrics(task),
         seed=seed,
         example=read_batch(task, task.train, np.arange(1)),
         augment=_augment(task),
@@ -428,7 +435,7 @@ class Training:
         """By how much the last epoch beats the best one; above 0 is better."""
         history = self.history
         gain = history[-1][stopping.metric] - history[best_epoch - 1][stopping.metric]
-        return gain if rises(stopping.metric) else -gain
+        return gain if higher_is_better(stopping.metric) else -gain
 
     def _look_at_losses(self) -> None:
         """Stop at the first step whose loss is not finite."""
@@ -535,6 +542,9 @@ def why_not_fitted(task: Task, config: Fit) -> str | None:
             f"batch_size: {config.batch_size} is more than the {len(task.train)} training samples "
             f"of {task.name}; give a smaller batch_size or more samples"
         )
+    why_not = why_not_loss(loss_of(config.loss, task), task)
+    if why_not is not None:
+        return why_not
     for field, metric in _watched(config).items():
         if metric.startswith("val_") and not len(task.validation):
             return (

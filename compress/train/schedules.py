@@ -10,6 +10,7 @@ from typing import Annotated
 from msgspec import Meta
 from typing_extensions import assert_never
 
+from compress.train.losses import higher_is_better
 from deploy.record import Record
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -260,7 +261,7 @@ def _one_cycle(schedule: OneCycle, step: int, steps: int) -> tuple[float, bool]:
 
 def _reductions(schedule: Plateau, history: Sequence[Mapping[str, float]]) -> int:
     """Count how often the epochs so far have given reason to reduce the rate."""
-    sign = 1 if rises(schedule.metric) else -1
+    sign = 1 if higher_is_better(schedule.metric) else -1
     best, waited, cooling, reductions = -math.inf, 0, 0, 0
     for epoch in history:
         value = sign * epoch[schedule.metric]
@@ -272,14 +273,3 @@ def _reductions(schedule: Plateau, history: Sequence[Mapping[str, float]]) -> in
         if waited >= schedule.patience:
             reductions, waited, cooling = reductions + 1, 0, schedule.cooldown
     return reductions
-
-
-def rises(metric: str) -> bool:
-    """Say whether more of a metric is better; of losses, errors and penalties less is.
-
-    >>> rises("val_accuracy"), rises("val_loss")
-    (True, False)
-    """
-    falling = ("loss", "penalty", "error", "mae", "mse", "rmse", "deviation", "crossentropy")
-    name = metric.removeprefix("val_").lower()
-    return not any(name == word or name.endswith(f"_{word}") for word in falling)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from compress.train.metric import larger_is_better
+from compress.train.losses import higher_is_better
 from compress.train.space import (
     Choice,
     Log,
@@ -228,11 +228,11 @@ def search(
 
         def found(ended: Any, *, with_importance: bool = True) -> Search:
             trials = _trials(study)
-            best = _best(trials, larger=larger_is_better(metric))
+            best = _best(trials, larger=higher_is_better(metric))
             return Search(
                 name=name,
                 metric=metric,
-                larger_is_better=larger_is_better(metric),
+                larger_is_better=higher_is_better(metric),
                 tune=tune,
                 seed=seed,
                 ranges={place: written(range_) for place, range_ in ranges.items()},
@@ -411,7 +411,7 @@ def _open(folder: Path, identity: str, metric: str, tune: Tune) -> Any:
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name=_STUDY,
-            direction="maximize" if larger_is_better(metric) else "minimize",
+            direction="maximize" if higher_is_better(metric) else "minimize",
             pruner=_pruner(tune.halving),
             load_if_exists=True,
         )

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from compress.data.task import Split, Task
-from compress.train.losses import targets
-from compress.train.metric import larger_is_better
+from compress.train.losses import higher_is_better, targets
 from deploy.errors import UserError
 from deploy.intervals import student_cdf, student_quantile
 from deploy.record import Interval, Record
@@ -187,7 +186,7 @@ def select(
         samples: how many there were.
         facts: what the comparison rests on.
     """
-    larger = larger_is_better(metric)
+    larger = higher_is_better(metric)
     ratio = _held_out_ratio(splitting)
     values = {name: np.array([fold.value for fold in of]) for name, of in folds.items()}
     candidates = tuple(

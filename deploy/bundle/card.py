@@ -10,32 +10,52 @@ import re
 import msgspec
 
 from deploy.bundle.manifest import FileFacts, Manifest, Tensor, Timing
-from deploy.record import Interval
+from deploy.goals import bounds, delta, delta_bounds, metric_of, score
+from deploy.record import Interval, TaskKind
 
-_LIMITS_OF_USE = (
-    "It answers with one of its classes, whatever it is shown: a sample of none of them gets a "
-    "label too. What was measured holds for samples like those it was measured on."
-)
+_KINDS: dict[TaskKind, str] = {
+    "classification": "classifier",
+    "multi_label": "multi-label classifier",
+    "regression": "regression",
+    "reconstruction": "detector of anomalies by their reconstruction",
+}
+_OUTPUTS: dict[TaskKind, tuple[str, str]] = {
+    "classification": ("Classes", "one score a class"),
+    "multi_label": ("Labels", "one score a label; half or more is a yes"),
+    "regression": ("Targets", "one number a target"),
+    "reconstruction": ("Kinds", "the sample anew; the mean square of the difference is its score"),
+}
+_LIMITS_OF_USE: dict[TaskKind, str] = {
+    "classification": "It answers with one of its classes, whatever it is shown: a sample of none "
+    "of them gets a label too.",
+    "multi_label": "It judges each of its labels, whatever it is shown, and knows no other.",
+    "regression": "It answers with a number, whatever it is shown, also far from all it has seen.",
+    "reconstruction": "It tells how unlike its normal samples a sample is, not what is wrong with "
+    "it; from which score on a sample is an anomaly is for its user to choose.",
+}
+_LIMITS = "What was measured holds for samples like those it was measured on."
 
 
 def to_card(manifest: Manifest, model: FileFacts) -> str:
     """Return the card of a bundle, from its manifest and the size of its model."""
     said, lineage = manifest, manifest.lineage
     kind = str(lineage.step.get("kind", "not known")).replace("_", " ")
+    task = said.goal.task
+    unit = f" ({said.goal.unit})" if said.goal.unit else ""
     rows = [
-        ("Classes", f"{len(said.labels)}: {', '.join(said.labels)}"),
+        (_OUTPUTS[task][0], f"{len(said.labels)}: {', '.join(said.labels)}"),
         ("A sample", f"{_shape(said.raw)}, as it is read; preprocessing is part of the bundle"),
         ("Preprocessing", " → ".join(_op(op) for op in said.preprocess) or "none"),
         ("Model", f"{model.size_bytes:,} bytes, input {_shape(said.input)}"),
-        ("Answers", f"{said.scores}, one score a class"),
+        ("Answers", f"{said.scores}, {_OUTPUTS[task][1]}{unit}"),
         ("Needs", _needs(said)),
     ]
     parts = [
         f"# {_plain(said.name)} {_plain(said.version)}",
-        "A classifier, made and measured by lightship " + _plain(said.lightship) + ".",
+        f"A {_KINDS[task]}, made and measured by lightship " + _plain(said.lightship) + ".",
         _table(rows),
         "## How good it is",
-        _accuracy(said),
+        _quality(said),
         "## How fast it is",
         _latency(said),
         "## Where it comes from",
@@ -48,7 +68,7 @@ def to_card(manifest: Manifest, model: FileFacts) -> str:
             ("Versions", ", ".join(f"{k} {v}" for k, v in lineage.versions.items()) or "not known"),
         ]),
         "## What to know before using it",
-        _LIMITS_OF_USE,
+        f"{_LIMITS_OF_USE[task]} {_LIMITS}",
         "## Licences",
         _table([("Model", said.licences.model), ("Data", said.licences.data)]),
         "## Check it",
@@ -65,17 +85,21 @@ def _check(manifest: Manifest) -> str:
     )
 
 
-def _accuracy(manifest: Manifest) -> str:
-    seen = manifest.accuracy
+def _quality(manifest: Manifest) -> str:
+    seen, goal = manifest.quality, manifest.goal
     if seen is None:
         return "Not measured in a run."
-    share = seen.accuracy
+    title = metric_of(goal).title
     text = (
-        f"{100 * share.value:.2f} % [{100 * share.low:.2f}, {100 * share.high:.2f}] of "
-        f"{seen.samples:,} test samples of {_plain(seen.data)}, in the session that ships."
+        f"{title[0].upper()}{title[1:]} {score(goal, seen.score.value)} "
+        f"{bounds(goal, seen.score.low, seen.score.high)} on {seen.samples:,} test samples of "
+        f"{_plain(seen.data)}, in the session that ships."
     )
-    if seen.delta_points is not None:
-        text += f" Against the baseline of the run: {_bounds(seen.delta_points, '+.2f')} points."
+    if seen.delta is not None:
+        ends = seen.delta.value, seen.delta.low, seen.delta.high
+        text += (
+            f" Against the baseline of the run: {delta(goal, *ends)} {delta_bounds(goal, *ends)}."
+        )
     return text + " In brackets: the 95 % interval."
 
 

@@ -30,7 +30,7 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Raw samples ``x`` ``(n, ...)`` and the ``scores`` ``(n, classes)`` expected for them."""
+    """Raw samples ``x`` ``(n, ...)`` and the outputs ``(n, ...)`` expected for them, called ``scores``."""
 
     x: Array
     scores: Array
@@ -48,6 +48,15 @@ def tolerance(scores: Array, *, quantized: bool) -> float:
     """
     share = _QUANTIZED_TOLERANCE if quantized else _FLOAT_TOLERANCE
     return share * max(1.0, float(np.abs(scores).max()))
+
+
+def at_even_steps(samples: int, count: int = SAMPLES) -> npt.NDArray[np.int64]:
+    """Return the indices of a few of so many samples, from the first to the last.
+
+    >>> at_even_steps(9, 3).tolist()
+    [0, 4, 8]
+    """
+    return np.linspace(0, samples - 1, min(samples, count)).astype(np.int64)
 
 
 def candidates(y: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

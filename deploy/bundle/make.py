@@ -26,12 +26,12 @@ from deploy.bundle.container import (
     write_container,
 )
 from deploy.bundle.manifest import (
-    Accuracy,
     GoldenFacts,
     Licences,
     Lineage,
     Manifest,
     Port,
+    Quality,
     Requirements,
     Tensor,
     Timing,
@@ -40,7 +40,7 @@ from deploy.bundle.manifest import (
 from deploy.bundle.opened import Bundle, file_facts, open_bundle
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
-from deploy.evaluate import predict_classes
+from deploy.evaluate import answers_of
 from deploy.litert import litert_version
 from deploy.needs import (
     graph_facts,
@@ -49,7 +49,7 @@ from deploy.needs import (
     operator_versions,
 )
 from deploy.ort_format import is_ort, to_ort
-from deploy.record import Interval, SessionOptions, read_record, record_path
+from deploy.record import Goal, Interval, SessionOptions, read_record, record_path
 from deploy.report.results import Results, Variant, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import Model, open_model
@@ -82,7 +82,7 @@ class _Known:
     name: str
     recipe: str | None = None
     variant: str | None = None
-    accuracy: Accuracy | None = None
+    quality: Quality | None = None
     latency: Timing | None = None
     data_licence: str = ""
     session: SessionOptions = SessionOptions()
@@ -145,7 +145,7 @@ def bundle_run(
         name=f"{results.name}-{chosen.name}",
         recipe=results.name,
         variant=chosen.name,
-        accuracy=_accuracy(results, chosen),
+        quality=_quality(results, chosen),
         latency=_timing(results, chosen) if form == "as-is" else None,
         data_licence=results.data.licence,
         session=SessionOptions(
@@ -154,7 +154,7 @@ def bundle_run(
             arena=results.session.arena,
         ),
     )
-    samples = EvalSet.load(run / "test.npz")
+    samples = EvalSet.load(run / "test.npz", results.goal.task)
     return _make(model, content, samples, known=known, label=label, out=out, form=form)
 
 
@@ -165,7 +165,7 @@ def bundle_model(
 
     Args:
         model: the file.
-        data: an ``.npz`` with raw samples ``x`` and their classes ``y``.
+        data: an ``.npz`` with raw samples ``x`` and the truth ``y`` about them.
         out: where it goes: a ``.lship`` file, or else a folder.
         label: what its maker says of it.
         form: as it is, or in ORT format.
@@ -178,7 +178,8 @@ def bundle_model(
     """
     name = model.parent.name if model.name in MODELS and model.parent.name else model.stem
     content = _read(model)
-    samples, known = EvalSet.load(data), _Known(name=name)
+    samples = EvalSet.load(data, open_model(model).metadata.goal.task)
+    known = _Known(name=name)
     return _make(model, content, samples, known=known, label=label, out=out, form=form)
 
 
@@ -215,12 +216,12 @@ def _make(
     about = model.metadata
     _require_raw(golden.x, path)
     seed = read_record(path).seed if record_path(path).exists() else None
-    classes = golden.scores.shape[1]
-    labels = about.labels or tuple(str(number) for number in range(classes))
-    if len(labels) != classes:
-        raise UserError(f"{path}: has {len(labels)} labels but {classes} scores a sample")
+    outputs = golden.scores.shape[1]
+    labels = about.labels or tuple(str(number) for number in range(outputs))
+    if about.goal.task != "reconstruction" and len(labels) != outputs:
+        raise UserError(f"{path}: has {len(labels)} labels but {outputs} scores a sample")
     draft = Manifest(
-        schema=1,
+        schema=2,
         name=label.name or (_UNFIT.sub("-", known.name).strip("-._") or "model")[:64],
         version=label.version,
         lightship=importlib.metadata.version("lightship"),
@@ -232,7 +233,8 @@ def _make(
             seed=seed,
             versions=about.versions,
         ),
-        accuracy=known.accuracy,
+        goal=about.goal,
+        quality=known.quality,
         latency=known.latency,
         raw=_tensor(golden.x),
         preprocess=about.preprocess,
@@ -244,11 +246,11 @@ def _make(
         ),
         output=Port(
             name=model.output_name,
-            shape=(classes,),
+            shape=golden.scores.shape[1:],
             dtype=cast("Any", str(golden.scores.dtype)),
             batch=_one(model.fixed_batch),
         ),
-        scores="probabilities" if _are_probabilities(golden.scores) else "logits",
+        scores=_scores(about.goal, golden.scores),
         labels=labels,
         session=known.session,
         requires=shipped.requires,
@@ -304,13 +306,19 @@ def _checked(manifest: Manifest) -> Manifest:
 
 
 def _golden(model: Model, samples: EvalSet, *, quantized: bool) -> tuple[golden_room.Golden, float]:
-    """Choose samples and return them with the scores of the session that ships."""
-    among = golden_room.candidates(samples.y)
-    predict_classes(model, samples.x[among])  # refuses what is no score a class, and NaN
+    """Choose samples and return them with the outputs of the session that ships."""
+    classification = model.metadata.goal.task == "classification"
+    among = (
+        golden_room.candidates(samples.y)
+        if classification
+        else golden_room.at_even_steps(len(samples.y))
+    )
+    answers_of(model, samples.x[among])  # refuses what is no answer to the task, and NaN
     scores = model.scores(samples.x[among])
     allowed = golden_room.tolerance(scores, quantized=quantized)
-    chosen = golden_room.choose(samples.y[among], scores, allowed=allowed)
-    x = np.ascontiguousarray(samples.x[among][chosen])
+    if classification:
+        among = among[golden_room.choose(samples.y[among], scores, allowed=allowed)]
+    x = np.ascontiguousarray(samples.x[among])
     # Run anew, as the device will: all at once, and nothing else in the batch.
     return golden_room.Golden(x=x, scores=model.scores(x)), allowed
 
@@ -318,6 +326,18 @@ def _golden(model: Model, samples: EvalSet, *, quantized: bool) -> tuple[golden_
 def _require_raw(x: npt.NDArray[Any], path: Path) -> None:
     if x.ndim < 2 or 0 in x.shape:
         raise UserError(f"{path}: needs samples with one axis or more, got {x.shape[1:]} a sample")
+
+
+def _scores(goal: Goal, scores: npt.NDArray[Any]) -> Any:
+    match goal.task:
+        case "classification":
+            return "probabilities" if _are_probabilities(scores) else "logits"
+        case "multi_label":
+            return "probabilities"
+        case "regression":
+            return "values"
+        case "reconstruction":
+            return "reconstruction"
 
 
 def _are_probabilities(scores: npt.NDArray[Any]) -> bool:
@@ -335,20 +355,13 @@ def _one(batch: int | None) -> Any:
     return None if batch is None else 1
 
 
-def _accuracy(results: Results, variant: Variant) -> Accuracy:
-    delta, low, high = (
-        variant.baseline_delta_points,
-        variant.baseline_delta_low,
-        variant.baseline_delta_high,
-    )
-    known = delta is not None and low is not None and high is not None
-    return Accuracy(
+def _quality(results: Results, variant: Variant) -> Quality:
+    ends = variant.baseline_delta, variant.baseline_delta_low, variant.baseline_delta_high
+    return Quality(
         data=results.data.name,
         samples=results.data.test_samples,
-        accuracy=Interval(
-            value=variant.accuracy, low=variant.accuracy_low, high=variant.accuracy_high
-        ),
-        delta_points=_interval(delta, low, high) if known else None,
+        score=Interval(value=variant.score, low=variant.score_low, high=variant.score_high),
+        delta=None if None in ends else _interval(*ends),
     )
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from deploy.errors import BundleError
 from deploy.preprocess import Op
-from deploy.record import Interval, Record, SessionOptions
+from deploy.record import Goal, Interval, Record, SessionOptions
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 SemanticVersion = Annotated[
@@ -60,14 +60,16 @@ class Lineage(Record, frozen=True):
     versions: dict[str, str]
 
 
-class Accuracy(Record, frozen=True):
-    """The share of test samples classed right, in the session that ships."""
+class Quality(Record, frozen=True):
+    """How good the model was on the test samples, in the session that ships."""
 
     data: str
     samples: Count
-    accuracy: Interval
-    delta_points: Interval | None
-    """Percentage points against the baseline of the run; null for the baseline itself."""
+    score: Interval
+    """By the metric of ``Manifest.goal``."""
+    delta: Interval | None
+    """Score minus that of the run's baseline, in percentage points where the metric is a fraction;
+    null for the baseline itself."""
 
 
 class Timing(Record, frozen=True):
@@ -120,23 +122,27 @@ class GoldenFacts(Record, frozen=True):
 class Manifest(Record, frozen=True):
     """The whole of ``manifest.json``."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     name: Name
     version: SemanticVersion
     lightship: str
     """Version of lightship that made the bundle."""
     lineage: Lineage
-    accuracy: Accuracy | None
+    goal: Goal
+    """The task, and the metric of ``quality``."""
+    quality: Quality | None
     latency: Timing | None
     raw: Tensor
     """One sample as a user gives it, before preprocessing."""
     preprocess: tuple[Op, ...]
     input: Port
     output: Port
-    scores: Literal["probabilities", "logits"]
-    """What comes out; a softmax turns logits into probabilities."""
+    scores: Literal["probabilities", "logits", "values", "reconstruction"]
+    """What comes out: a softmax turns logits into probabilities; values are in the target's unit;
+    the mean square of a reconstruction minus the preprocessed sample is its anomaly score."""
     labels: tuple[str, ...]
-    """One name a class, in the order of the scores."""
+    """One name a class, label or target, in the order of the scores; of a reconstruction the names
+    of a normal and of an anomalous sample."""
     session: SessionOptions
     requires: Requirements
     licences: Licences
@@ -162,9 +168,9 @@ def decode(text: bytes, where: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(text, type=_Version).schema
-        if version != 1:
+        if version != 2:
             raise BundleError(
-                f"{where}: its schema must be 1, got {version}; use the lightship that made it"
+                f"{where}: its schema must be 2, got {version}; use the lightship that made it"
             )
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -24,6 +24,7 @@ from deploy.bundle.golden import Golden
 from deploy.bundle.golden import decode as decode_golden
 from deploy.bundle.manifest import FileFacts, Manifest, decode
 from deploy.errors import BundleError, MissingExtraError, UserError
+from deploy.goals import why_not_metric
 from deploy.litert import litert_version
 from deploy.needs import graph_facts, operator_versions
 from deploy.ort_format import is_ort
@@ -101,7 +102,7 @@ class Bundle:
         if graph != promised or model.output_name != said.output.name:
             raise BundleError(f"{self.where}: the model takes {graph}, manifest.json {promised}")
         model.metadata = msgspec.structs.replace(
-            model.metadata, preprocess=said.preprocess, labels=said.labels
+            model.metadata, preprocess=said.preprocess, labels=said.labels, goal=said.goal
         )
         return model
 
@@ -198,13 +199,23 @@ def file_facts(content: bytes) -> FileFacts:
 
 
 def _why_not_consistent(manifest: Manifest, golden: Golden) -> str | None:
-    raw, classes = manifest.raw, manifest.output.shape
-    if len(classes) != 1 or len(manifest.labels) != classes[0] or classes[0] < 2:
-        return f"has {len(manifest.labels)} labels for scores of shape {classes}"
+    raw, outputs, task = manifest.raw, manifest.output.shape, manifest.goal.task
+    why_not = why_not_metric(task, manifest.goal.metric)
+    if why_not is not None:
+        return why_not
+    if task == "reconstruction":
+        if outputs != manifest.input.shape:
+            return f"has outputs of shape {outputs} for inputs of {manifest.input.shape}"
+    elif (
+        len(outputs) != 1
+        or len(manifest.labels) != outputs[0]
+        or (task == "classification" and outputs[0] < 2)
+    ):
+        return f"has {len(manifest.labels)} labels for scores of shape {outputs}"
     samples = manifest.golden.samples
     if golden.x.shape != (samples, *raw.shape) or golden.x.dtype != raw.dtype:
         return f"golden.npz holds samples {golden.x.shape}, not {samples} of {raw.shape}"
-    if golden.scores.shape != (samples, *classes) or golden.scores.dtype.kind != "f":
+    if golden.scores.shape != (samples, *outputs) or golden.scores.dtype.kind != "f":
         return f"golden.npz holds scores {golden.scores.shape} for {samples} samples"
     return None
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.opened import Bundle, open_bundle
 from deploy.errors import UserError
+from deploy.record import TaskKind
+from deploy.session import reconstruction_errors
 
 Array = npt.NDArray[Any]
 Row = Mapping[str, object]
@@ -24,16 +26,28 @@ _NAN = "the model answered NaN; look for NaN or huge numbers in the samples"
 class Predictions:
     """The answers to one sample or more, each worked out when it is asked for.
 
+    A classifier has ``classes``, ``labels`` and ``probabilities``, a multi-label classifier
+    ``label_sets`` and ``probabilities``; of a regression ``scores`` are the values of the targets
+    in their unit, of a detector of anomalies the anomaly score alone.
+
     Attributes:
-        scores: what the model said, ``(n, classes)``.
+        scores: what the model said, ``(n, outputs)``.
     """
 
-    __slots__ = ("_logits", "_names", "scores")
+    __slots__ = ("_logits", "_names", "_task", "scores")
 
-    def __init__(self, scores: Array, names: tuple[str, ...], *, logits: bool) -> None:
+    def __init__(
+        self,
+        scores: Array,
+        names: tuple[str, ...],
+        *,
+        logits: bool,
+        task: TaskKind = "classification",
+    ) -> None:
         self.scores = scores
         self._names = names
         self._logits = logits
+        self._task = task
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -47,8 +61,10 @@ class Predictions:
         """The class of the highest score of each sample, ``(n,)``; ties go to the lowest.
 
         Raises:
-            UserError: if a score is NaN: such a sample has no class.
+            UserError: if a score is NaN: such a sample has no class; or the model is no
+                classifier.
         """
+        self._require("classification")
         best: npt.NDArray[np.int64] = self.scores.argmax(axis=1)
         # argmax stops at the first NaN, so a NaN anywhere in a row is the score it points at.
         if np.isnan(self.scores[np.arange(len(best)), best]).any():
@@ -59,6 +75,21 @@ class Predictions:
     def labels(self) -> list[str]:
         """The name of the class of each sample."""
         return [self._names[index] for index in self.classes.tolist()]
+
+    @property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        """The names of the labels of each sample whose probability is one half or more.
+
+        Raises:
+            UserError: if a score is NaN, or the model is no multi-label classifier.
+        """
+        self._require("multi_label")
+        if np.isnan(self.scores).any():
+            raise UserError(_NAN)
+        return [
+            tuple(name for name, share in zip(self._names, row, strict=True) if share >= 0.5)
+            for row in self.scores
+        ]
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -92,8 +123,14 @@ class Predictions:
             return float(self.probabilities[0, best])
         return float(self.scores[0, best])
 
+    def _require(self, task: TaskKind) -> None:
+        if self._task != task:
+            kind, other = (name.replace("_", "-") for name in (self._task, task))
+            raise UserError(f"the model does {kind}, not {other}; its answers are in scores")
+
     def _only(self) -> int:
         """Return the class of the only sample, at a third of what ``classes`` takes."""
+        self._require("classification")
         if len(self.scores) != 1:
             raise ValueError(f"needs the answer to one sample, got {len(self.scores)}: see labels")
         best = int(self.scores.argmax())
@@ -118,11 +155,13 @@ class Runtime:
         self._model = bundle.session(threads)
         self._run = self._model.run
         self._logits = bundle.manifest.scores == "logits"
+        self._task = bundle.manifest.goal.task
         raw = bundle.manifest.raw
         self._raw_shape, self._raw_dtype = raw.shape, np.dtype(raw.dtype)
         # Nothing to prepare: an array of the right kind goes straight to the session.
         self._ready = (
             not bundle.manifest.preprocess
+            and self._task != "reconstruction"
             and raw.shape == self._model.input_shape
             and self._raw_dtype == self._model.input_dtype
         )
@@ -157,8 +196,10 @@ class Runtime:
         if raw.dtype != self._raw_dtype or raw.shape[1:] != self._raw_shape:
             raw = self._as_raw(raw)
         if self._ready and len(raw) == 1:
-            return Predictions(self._run(raw), self.labels, logits=self._logits)
-        return Predictions(self._model.scores(raw), self.labels, logits=self._logits)
+            return self._predictions(self._run(raw))
+        if self._task == "reconstruction":
+            return self._predictions(self._model.errors(raw)[:, None])
+        return self._predictions(self._model.scores(raw))
 
     def predict_prepared(self, inputs: Array) -> Predictions:
         """Answer for inputs ``(n, ...)`` that are preprocessed already; nothing is checked.
@@ -166,7 +207,13 @@ class Runtime:
         What comes in must be of ``metadata.input``'s shape and type. This is the road with the
         least between a program and the session.
         """
-        return Predictions(self._run(inputs), self.labels, logits=self._logits)
+        outputs = self._run(inputs)
+        if self._task == "reconstruction":
+            outputs = reconstruction_errors(inputs, outputs)[:, None]
+        return self._predictions(outputs)
+
+    def _predictions(self, scores: Array) -> Predictions:
+        return Predictions(scores, self.labels, logits=self._logits, task=self._task)
 
     def _from_rows(self, rows: Any) -> Array:
         """Return the samples that rows with a value a column stand for."""

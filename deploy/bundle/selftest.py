@@ -25,8 +25,8 @@ class Selftest(Record, frozen=True):
     bundle: BundleId | None
     """None if the bundle could not be opened: nothing that it says can be believed then."""
     samples: int
-    same_class: int
-    """Of the samples, how many got the class that they have to get."""
+    same_class: int | None
+    """Of the samples, how many got the class that they have to get; None where there are none."""
     largest_difference: float | None
     """Between a score and the expected one; None if nothing was run or a score was NaN."""
     tolerance: float | None
@@ -39,7 +39,8 @@ class Selftest(Record, frozen=True):
 def selftest(path: Path, *, threads: int | None = None, public_key: Path | None = None) -> Selftest:
     """Check every digest of a bundle, then its answers to the golden samples.
 
-    It passes if every sample gets its class, and every score is within the bundle's tolerance.
+    It passes if every score is within the bundle's tolerance, and every sample of a classifier gets
+    its class.
 
     Raises:
         UserError: if nothing is there to test, its runtime is missing or too old to test it, or memory
@@ -69,13 +70,15 @@ def _compared(bundle: Bundle, scores: npt.NDArray[Any], runtime: str) -> Selftes
     name = f"{bundle.manifest.name} {bundle.manifest.version}"
     if scores.shape != expected.shape:
         return _failed(f"{name} fails: it answers {scores.shape}, not {expected.shape}", bundle)
-    same = int((scores.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    same, classes = None, ""
+    if bundle.manifest.goal.task == "classification":
+        same = int((scores.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        classes = f"{same} of {len(expected)} golden samples get the expected class, "
     furthest = float(np.abs(scores.astype(np.float64) - expected.astype(np.float64)).max())
-    passed = same == len(expected) and furthest <= allowed  # NaN is not within anything
+    passed = same in {None, len(expected)} and furthest <= allowed  # NaN is not within anything
     sentence = (
-        f"{name} {'passes' if passed else 'fails'}: all digests are right, {same} of "
-        f"{len(expected)} golden samples get the expected class, scores differ by {furthest:.2g} "
-        f"at most (allowed: {allowed:.2g}), {runtime}."
+        f"{name} {'passes' if passed else 'fails'}: all digests are right, {classes}"
+        f"scores differ by {furthest:.2g} at most (allowed: {allowed:.2g}), {runtime}."
     )
     return Selftest(
         passed=passed,

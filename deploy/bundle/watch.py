@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from deploy.bundle.answers import Answer, answers_in_words
 from deploy.bundle.runtime import Runtime
 from deploy.bundle.samples import SUFFIXES, read_samples
 from deploy.errors import UserError
@@ -14,20 +17,16 @@ from deploy.record import Record
 _Stamp = tuple[int, int, int]
 
 
-class Scored(Record, frozen=True):
-    """A class and its probability."""
-
-    label: str
-    probability: float
-
-
-class Answer(Record, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Answered:
     """What the model says of one sample."""
 
     sample: str
-    label: str
-    top: tuple[Scored, ...]
-    """The likeliest classes, the best first."""
+    answer: Answer
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as one object."""
+        return {"sample": self.sample, **self.answer.data}
 
 
 class NoAnswer(Record, frozen=True):
@@ -37,31 +36,20 @@ class NoAnswer(Record, frozen=True):
     error: str
 
 
-def answers(runtime: Runtime, path: Path, *, top: int) -> list[Answer]:
-    """Answer for an image, a folder of images, or an ``.npy`` array.
+def answers(runtime: Runtime, path: Path, *, top: int) -> list[Answered]:
+    """Answer for an image, a folder of images, a table, or an ``.npy`` array.
 
     Raises:
-        UserError: as ``read_samples`` and ``Predictions.classes`` do.
+        UserError: as ``read_samples`` and ``answers_in_words`` do.
     """
     given = read_samples(path, runtime.metadata.raw, runtime.metadata.preprocess)
-    found = runtime.predict(given.x)
-    _ = found.classes  # refuses NaN
-    rows = [
-        tuple(
-            Scored(label=runtime.labels[i], probability=float(row[i]))
-            for i in (-row).argsort(kind="stable")[:top]
-        )
-        for row in found.probabilities
-    ]
-    return [
-        Answer(sample=name, label=row[0].label, top=row)
-        for name, row in zip(given.names, rows, strict=True)
-    ]
+    found = answers_in_words(runtime.predict(given.x), runtime.metadata, top=top)
+    return [Answered(*pair) for pair in zip(given.names, found, strict=True)]
 
 
 def answers_as_they_come(
     runtime: Runtime, folder: Path, *, top: int, stop: threading.Event, every_s: float = 0.5
-) -> Iterator[Answer | NoAnswer]:
+) -> Iterator[Answered | NoAnswer]:
     """Answer for every image and array in a folder and for each that comes, until told to stop.
 
     Args:
@@ -78,7 +66,7 @@ def answers_as_they_come(
         yield from _answers_or_why_not(runtime, path, top=top)
 
 
-def _answers_or_why_not(runtime: Runtime, path: Path, *, top: int) -> Sequence[Answer | NoAnswer]:
+def _answers_or_why_not(runtime: Runtime, path: Path, *, top: int) -> Sequence[Answered | NoAnswer]:
     try:
         return answers(runtime, path, top=top)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What the gate knows of a model's accuracy: measured here, or as the run wrote it down."""
+"""What the gate knows of a model's score: measured here, or as the run wrote it down."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from dataclasses import dataclass
 from deploy.bundle.opened import Bundle
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
-from deploy.evaluate import class_scores, compare, evaluate, predict_classes
-from deploy.record import Interval
+from deploy.evaluate import answers_of, compare, evaluate
+from deploy.record import Goal, Interval
 from deploy.session import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """How often a model is right, and how often beside the baseline."""
+    """How good a model is by its task's own metric, and beside the baseline."""
 
+    goal: Goal
     samples: int
-    share: Interval
-    """Fraction of samples that are right."""
-    delta_points: Interval | None
-    """Against the baseline, paired; None if there is none."""
+    score: Interval
+    """In the metric's unit; a fraction where it is a share."""
+    delta: Interval | None
+    """Against the baseline, paired, in points where the metric is a share; None if there is none."""
     source: str
     """Where it comes from, in words."""
 
 
 def measured(model: Model, baseline: Model | None, data: EvalSet, *, name: str) -> Accuracy:
-    """Measure accuracy in the sessions that ship. The one place that knows which metric it is.
+    """Measure the score in the sessions that ship.
 
     Raises:
         UserError: if the samples do not fit a model.
     """
-    scores = class_scores(model, data.x)
-    classes, predicted = scores.shape[1], scores.argmax(axis=1)
+    goal = model.metadata.goal
+    answers = answers_of(model, data.x, goal)
     delta = None
     if baseline is not None:
-        reference = predict_classes(baseline, data.x)
-        delta = compare(predicted, reference, data.y, classes=classes).delta_points
+        delta = compare(answers, answers_of(baseline, data.x, goal), data.y, goal).delta
     return Accuracy(
+        goal=goal,
         samples=len(data.y),
-        share=evaluate(predicted, data.y, classes=classes).accuracy,
-        delta_points=delta,
+        score=evaluate(answers, data.y, goal).score,
+        delta=delta,
         source=f"measured here on {len(data.y):,} samples of {name}",
     )
 
@@ -51,14 +52,15 @@ def recorded(bundle: Bundle | None, where: str) -> Accuracy:
     Raises:
         UserError: if it is no bundle, or one of a single model, of which nothing is known.
     """
-    known = bundle.manifest.accuracy if bundle is not None else None
-    if known is None:
+    known = bundle.manifest.quality if bundle is not None else None
+    if bundle is None or known is None:
         raise UserError(
             f"{where}: says nothing of its accuracy; give labelled samples with --data test.npz"
         )
     return Accuracy(
+        goal=bundle.manifest.goal,
         samples=known.samples,
-        share=known.accuracy,
-        delta_points=known.delta_points,
+        score=known.score,
+        delta=known.delta,
         source=f"as its run measured it on {known.samples:,} samples of {known.data}",
     )

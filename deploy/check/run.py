@@ -33,6 +33,7 @@ from deploy.check.rules import (
 )
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
+from deploy.goals import delta_unit, metric_of
 from deploy.machine import this_environment
 from deploy.preprocess import apply
 from deploy.record import Interval, SessionOptions, sha256_of
@@ -229,16 +230,18 @@ def _accuracy(
                 "--baseline"
             )
         other = reference.open() if reference is not None else None
-        known = accuracy.measured(subject.open(), other, EvalSet.load(data), name=str(data))
+        model = subject.open()
+        samples = EvalSet.load(data, model.metadata.goal.task)
+        known = accuracy.measured(model, other, samples, name=str(data))
     found = []
     if limits.max_drop_points is not None:
-        if known.delta_points is None:
+        if known.delta is None:
             raise UserError(
                 f"{subject.path}: is the baseline of its run, so it knows no drop; give --data "
                 "and --baseline"
             )
-        lost = known.delta_points
-        drop = Interval(value=0 - lost.value, low=0 - lost.high, high=0 - lost.low)
+        drop = _lost(known)
+        unit = delta_unit(known.goal)
         outcome = at_most(drop, limits.max_drop_points)
         said = f"{drop.value:+.2f} [{drop.low:+.2f}, {drop.high:+.2f}]".replace("-", "−")
         found.append(
@@ -247,15 +250,20 @@ def _accuracy(
                 outcome=outcome,
                 limit=limits.max_drop_points,
                 seen=drop,
-                unit="points",
+                unit=unit,
                 repeats=known.samples,
-                sentence=f"accuracy dropped by {said} points, {limits.max_drop_points:g} are "
-                f"allowed; {known.source}"
+                sentence=f"{metric_of(known.goal).title} got worse by {said} {unit}".rstrip()
+                + f", {limits.max_drop_points:g} are allowed; {known.source}"
                 + _too_few(outcome, drop, limits.max_drop_points, known.samples),
             )
         )
     if limits.min_accuracy is not None:
-        share = known.share
+        share = known.score
+        if metric_of(known.goal).form != "share":
+            raise UserError(
+                f"--min-accuracy: is a fraction, and {subject.path} is judged by its "
+                f"{metric_of(known.goal).title}; use --max-drop-points, in the unit of that"
+            )
         outcome = at_least(share, limits.min_accuracy)
         found.append(
             Finding(
@@ -265,12 +273,21 @@ def _accuracy(
                 seen=share,
                 unit="fraction",
                 repeats=known.samples,
-                sentence=f"{share.value:.2%} [{share.low:.2%}, {share.high:.2%}] are right, "
+                sentence=f"{metric_of(known.goal).title} is {share.value:.2%} "
+                f"[{share.low:.2%}, {share.high:.2%}], "
                 f"{limits.min_accuracy:.2%} are asked; {known.source}"
                 + _too_few(outcome, share, limits.min_accuracy, known.samples),
             )
         )
     return found
+
+
+def _lost(known: accuracy.Accuracy) -> Interval:
+    """Return by how much a model is worse than the baseline; more is worse whatever the metric."""
+    delta = known.delta or Interval(value=0, low=0, high=0)
+    if metric_of(known.goal).higher_is_better:
+        return Interval(value=0 - delta.value, low=0 - delta.high, high=0 - delta.low)
+    return delta
 
 
 def _too_few(outcome: Outcome, seen: Interval, limit: float, samples: int) -> str:

@@ -9,21 +9,22 @@ from dataclasses import dataclass
 import msgspec
 
 from deploy.audit import Audit
+from deploy.goals import bounds, delta, delta_bounds, gain, metric_of, score, spare
 from deploy.record import (
     Artifact,
     Comparison,
     Environment,
     Evaluation,
+    Goal,
     Latency,
     Measurement,
     SessionOptions,
 )
-from deploy.report.quantities import accuracy, accuracy_bounds, points, points_bounds
 from deploy.report.results import Data, Reproduce, Results, Session, Training, Variant
 from deploy.report.verdict import lost_or_gained, verdict
 
-FRONT_POINTS = 0.05
-"""Accuracies this close count as equal on the Pareto front."""
+FRONT_SHARE = 0.05
+"""Scores this close count as equal on the Pareto front, as a share of what may be spared."""
 FRONT_RATIO = 0.01
 """Sizes and times this close, as a fraction, count as equal on the Pareto front."""
 
@@ -37,9 +38,9 @@ class Finished:
         parent: name of the variant it was made from; None for the first.
         artifact: the record of its file.
         path: where the file lies, relative to the folder that the report is written to.
-        evaluation: its accuracy on the test samples.
-        against_parent: its classes beside those of its parent; None for the first.
-        against_baseline: its classes beside those of the first variant; None for the first.
+        evaluation: how good it is on the test samples.
+        against_parent: its answers beside those of its parent; None for the first.
+        against_baseline: its answers beside those of the first variant; None for the first.
         audit: what of it runs in int8; None if nobody looked.
     """
 
@@ -67,6 +68,7 @@ def build_results(
     created: str,
     reproduce: Reproduce,
     history: Mapping[str, Training],
+    goal: Goal = Goal(),
     warnings: Sequence[str] = (),
 ) -> Results:
     """Put together what a run found, mark the Pareto front and pass the verdict.
@@ -84,6 +86,7 @@ def build_results(
         created: ISO 8601 time at which the run ended.
         reproduce: how to get these results again.
         history: training by variant, for those that were trained.
+        goal: the task, and the metric that decides.
         warnings: what a reader has to know, besides the warnings of the measurement.
 
     Raises:
@@ -101,7 +104,7 @@ def build_results(
         data = msgspec.structs.replace(data, labels=variants[0].artifact.labels)
     options = measurement.session if measurement else session
     results = Results(
-        schema=1,
+        schema=2,
         name=name,
         title=title,
         description=description,
@@ -122,18 +125,19 @@ def build_results(
         variants=tuple(facts),
         history={variant: _finite(training) for variant, training in history.items()},
         warnings=(
-            *_doubts(facts, data),
+            *_doubts(facts, data, goal),
             *(measurement.warnings if measurement else ()),
             *warnings,
         ),
         reproduce=reproduce,
+        goal=goal,
     )
     return judged(results)
 
 
 def judged(results: Results) -> Results:
     """Return results with the Pareto front and the verdict as today's rules have them."""
-    front = pareto_front(results.variants)
+    front = pareto_front(results.variants, results.goal)
     variants = tuple(
         msgspec.structs.replace(variant, pareto=on_front)
         for variant, on_front in zip(results.variants, front, strict=True)
@@ -141,22 +145,22 @@ def judged(results: Results) -> Results:
     return msgspec.structs.replace(results, variants=variants, verdict=verdict(results))
 
 
-def pareto_front(variants: Sequence[Variant]) -> list[bool]:
-    """Say of each variant whether it is on the Pareto front of accuracy, size and median time.
+def pareto_front(variants: Sequence[Variant], goal: Goal = Goal()) -> list[bool]:
+    """Say of each variant whether it is on the Pareto front of score, size and median time.
 
-    A variant is beaten by another that is in none of accuracy, size, gzipped size and time worse,
-    and in one of them better. Better or worse is only what goes beyond a tolerance: 0.05 points of
-    accuracy, 1 % of a size, and for the time 1 % and intervals that lie apart. So one byte decides
-    nothing. A variant is off the front if one on the front beats it; as a tolerance is not
-    transitive, variants may beat each other round in a circle, and then all of them stay on it.
-    The time counts where every variant was timed. Differences of accuracy are taken as they
-    stand beyond 0.05 points: it is the verdict that judges noise.
+    A variant is beaten by another that is in none of score, size, gzipped size and time worse,
+    and in one of them better. Better or worse is only what goes beyond a tolerance: a twentieth of
+    what may be spared (0.05 points of a share), 1 % of a size, and for the time 1 % and intervals
+    that lie apart. So one byte decides nothing. A variant is off the front if one on the front
+    beats it; as a tolerance is not transitive, variants may beat each other round in a circle, and
+    then all of them stay on it. The time counts where every variant was timed. Differences of the
+    score are taken as they stand beyond the tolerance: it is the verdict that judges noise.
     """
     timed = all(variant.p50_ms is not None for variant in variants)
 
     def beats(one: Variant, other: Variant) -> bool:
         gains = [
-            _gain_of_accuracy(one, other),
+            _gain_of_score(one, other, goal, FRONT_SHARE * spare(goal, variants[0].score)),
             _gain_of_size(one.size_bytes, other.size_bytes),
             _gain_of_size(one.gzip_bytes, other.gzip_bytes),
             _gain_of_time(one, other) if timed else 0,
@@ -176,11 +180,12 @@ def _sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
 
-def _gain_of_accuracy(one: Variant, other: Variant) -> int:
-    """Say whether the first is more (1), less (-1) or as (0) accurate."""
-    difference = one.accuracy - other.accuracy
+def _gain_of_score(one: Variant, other: Variant, goal: Goal, tolerance: float) -> int:
+    """Say whether the first is better (1), worse (-1) or as good (0)."""
+    unit = 100 if metric_of(goal).form == "share" else 1
+    difference = unit * gain(goal, one.score - other.score)
     # A hair more than the tolerance, since 0.9865 - 0.986 is not quite 0.0005.
-    return _sign(difference) if abs(difference) > FRONT_POINTS / 100 + 1e-9 else 0
+    return _sign(difference) if abs(difference) > tolerance + 1e-7 else 0
 
 
 def _gain_of_size(one: float, other: float) -> int:
@@ -196,31 +201,48 @@ def _gain_of_time(one: Variant, other: Variant) -> int:
     return 0 if max(lows) <= min(highs) else _gain_of_size(mine, its)
 
 
-def _doubts(variants: Sequence[Variant], data: Data) -> list[str]:
+def _doubts(variants: Sequence[Variant], data: Data, goal: Goal) -> list[str]:
     """Say why the baseline may be too poor to compare anything with."""
-    baseline, doubts = variants[0], []
-    if data.majority_share is not None:
-        share, guess = data.majority_share, "always answering the most frequent class"
-    else:
-        share, guess = 1 / max(1, data.classes), "guessing"
-    if baseline.accuracy_low <= share:
-        doubts.append(
-            f"{baseline.name} is not detectably better than {guess}, which is right on "
-            f"{accuracy(share)}: its accuracy is {accuracy(baseline.accuracy)} "
-            f"{accuracy_bounds(baseline.accuracy_low, baseline.accuracy_high)}. "
-            "What the variants cost means little until it has learned something."
-        )
-    better = [v for v in variants[1:] if lost_or_gained(v) and (v.baseline_delta_points or 0) > 0]
+    baseline = variants[0]
+    doubts = [doubt for doubt in (_no_better_than_guessing(baseline, data, goal),) if doubt]
+    better = [
+        v for v in variants[1:] if lost_or_gained(v) and gain(goal, v.baseline_delta or 0) > 0
+    ]
     if better:
-        best = max(better, key=lambda v: v.baseline_delta_points or 0)
+        best = max(better, key=lambda v: gain(goal, v.baseline_delta or 0))
         longer = ", which was trained longer," if _trains(best, variants) else ""
+        ends = best.baseline_delta or 0, best.baseline_delta_low or 0, best.baseline_delta_high or 0
         doubts.append(
-            f"{baseline.name} looks undertrained: {best.name}{longer} is more accurate by "
-            f"{points(best.baseline_delta_points or 0)} points "
-            f"{points_bounds(best.baseline_delta_low or 0, best.baseline_delta_high or 0)}. "
+            f"{baseline.name} looks undertrained: {best.name}{longer} is better in "
+            f"{metric_of(goal).title} by {delta(goal, *ends)} {delta_bounds(goal, *ends)}. "
             f"Train {baseline.name} longer before comparing."
         )
     return doubts
+
+
+def _no_better_than_guessing(baseline: Variant, data: Data, goal: Goal) -> str | None:
+    """Say that the baseline may as well guess, or None if it detectably does better."""
+    match goal.task:
+        case "classification":
+            name, least = "accuracy", data.majority_share
+            guess = "always answering the most frequent class"
+            if least is None:
+                least, guess = 1 / max(1, data.outputs), "guessing"
+        case "regression":
+            name, least, guess = "r2", 0.0, "always answering the mean"
+        case "reconstruction":
+            name, least, guess = "roc_auc", 0.5, "guessing"
+        case "multi_label":
+            return None
+    by = Goal(task=goal.task, metric=name)
+    seen = baseline.metrics.get(name)
+    if seen is None or seen.low > least:
+        return None
+    return (
+        f"{baseline.name} is not detectably better than {guess}, whose {metric_of(by).title} is "
+        f"{score(by, least)}: its own is {score(by, seen.value)} {bounds(by, seen.low, seen.high)}. "
+        "What the variants cost means little until it has learned something."
+    )
 
 
 def _trains(variant: Variant, variants: Sequence[Variant]) -> bool:
@@ -248,7 +270,7 @@ def _require_tree(variants: Sequence[Finished]) -> None:
 
 
 def _variant(done: Finished, seen: Latency | None) -> Variant:
-    artifact, measured = done.artifact, done.evaluation.accuracy
+    artifact, measured = done.artifact, done.evaluation.score
     parent, baseline = done.against_parent, done.against_baseline
     audit = done.audit
     return Variant(
@@ -263,17 +285,17 @@ def _variant(done: Finished, seen: Latency | None) -> Variant:
         gzip_bytes=artifact.gzip_bytes,
         parameters=artifact.parameters,
         nonzero_parameters=artifact.nonzero_parameters,
-        accuracy=measured.value,
-        accuracy_low=measured.low,
-        accuracy_high=measured.high,
-        delta_points=parent.delta_points.value if parent else None,
-        delta_low=parent.delta_points.low if parent else None,
-        delta_high=parent.delta_points.high if parent else None,
+        score=measured.value,
+        score_low=measured.low,
+        score_high=measured.high,
+        delta=parent.delta.value if parent else None,
+        delta_low=parent.delta.low if parent else None,
+        delta_high=parent.delta.high if parent else None,
         mcnemar_p=parent.mcnemar_p if parent else None,
         agreement=parent.agreement if parent else None,
-        baseline_delta_points=baseline.delta_points.value if baseline else None,
-        baseline_delta_low=baseline.delta_points.low if baseline else None,
-        baseline_delta_high=baseline.delta_points.high if baseline else None,
+        baseline_delta=baseline.delta.value if baseline else None,
+        baseline_delta_low=baseline.delta.low if baseline else None,
+        baseline_delta_high=baseline.delta.high if baseline else None,
         baseline_mcnemar_p=baseline.mcnemar_p if baseline else None,
         baseline_agreement=baseline.agreement if baseline else None,
         p50_ms=seen.p50_ms.value if seen else None,
@@ -294,9 +316,11 @@ def _variant(done: Finished, seen: Latency | None) -> Variant:
         int8_layers=audit.int8_layers if audit else None,
         weighted_layers=len(audit.layers) if audit else None,
         float_islands=len(audit.float_islands) if audit else None,
-        recall=done.evaluation.recall,
-        recall_delta_points=parent.recall_delta_points if parent else (),
-        baseline_recall_delta_points=baseline.recall_delta_points if baseline else (),
+        metrics=done.evaluation.metrics,
+        per_label=done.evaluation.per_label,
+        per_label_delta=parent.per_label_delta if parent else (),
+        baseline_per_label_delta=baseline.per_label_delta if baseline else (),
+        answers=done.evaluation.answers,
     )
 
 

@@ -9,24 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy import goals
 from deploy.errors import needs_extra
-from deploy.record import LayerFacts
+from deploy.record import LayerFacts, Roc, Scatter
 from deploy.report import plots, quantities
-from deploy.report.classes import about_classes, class_rows
+from deploy.report.classes import about_classes, class_rows, noun
+from deploy.report.confusion import confusion_tables
 from deploy.report.machines import COLUMNS, machine_rows, machine_words
+from deploy.report.metrics import metric_rows
 from deploy.report.results import Results, Variant
 from deploy.report.runtimes import ABOUT as RUNTIMES
 from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
-    FRONT,
     INT8_METHOD,
     audited,
     environment_facts,
+    front,
     method,
     step_words,
 )
 from deploy.report.table import RESOURCES, columns_of
-from deploy.report.verdict import RULE, best_variant, lost_or_gained
+from deploy.report.verdict import best_variant, lost_or_gained, rule
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -75,11 +78,9 @@ def to_html(results: Results) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        {
-            name: getattr(quantities, name)
-            for name in ("accuracy", "count", "file_size", "percent", "points")
-        }
+        {name: getattr(quantities, name) for name in ("count", "file_size", "percent")}
     )
+    environment.globals["goals"] = goals
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         results=results,
@@ -87,6 +88,8 @@ def to_html(results: Results) -> str:
         keys=_keys(results),
         figures=_figures(results),
         curves=_curves(results),
+        answers=_answers(results),
+        confusions=confusion_tables(results, best_variant(results)),
         tree=_tree(results),
         columns=columns_of(results),
         runtime_lines=runtime_lines(results),
@@ -96,7 +99,10 @@ def to_html(results: Results) -> str:
         resources=columns_of(results, RESOURCES),
         classes=class_rows(results),
         about_classes=about_classes(results),
-        about_front=FRONT.removeprefix("● "),
+        noun=noun(results.goal),
+        label_goal=goals.per_label(results.goal),
+        metrics=metric_rows(results),
+        about_front=front(results).removeprefix("● "),
         layers=_layer_names(results),
         layer_of=_layer_of(results),
         notes=_notes(results),
@@ -105,7 +111,7 @@ def to_html(results: Results) -> str:
         machine_words=machine_words,
         facts=environment_facts(results),
         method=method(results),
-        rule=RULE,
+        rule=rule(results.goal),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=script,
         # The page runs this one script; a script that came in with a name does not run.
@@ -114,7 +120,7 @@ def to_html(results: Results) -> str:
 
 
 def _keys(results: Results) -> list[_Key]:
-    """Return size, time and accuracy of the best variant beside the baseline's."""
+    """Return size, time and score of the best variant beside the baseline's."""
     best, baseline = best_variant(results), results.baseline
     if best is None:
         return []
@@ -141,19 +147,16 @@ def _keys(results: Results) -> list[_Key]:
                 _change(quantities.duration, baseline.p50_ms, best.p50_ms),
             )
         )
-    delta, low, high = (
-        best.baseline_delta_points,
-        best.baseline_delta_low,
-        best.baseline_delta_high,
-    )
-    if delta is not None and low is not None and high is not None:
-        told = "" if lost_or_gained(best) else "; no detectable difference"
+    value, low, high = best.baseline_delta, best.baseline_delta_low, best.baseline_delta_high
+    if value is not None and low is not None and high is not None:
+        goal, told = results.goal, "" if lost_or_gained(best) else "; no detectable difference"
+        unit = goals.delta_unit(goal)
         keys.append(
             _Key(
-                "Accuracy, points",
-                quantities.points(delta),
-                quantities.points_bounds(low, high),
-                _change(quantities.accuracy, baseline.accuracy, best.accuracy) + told,
+                goals.title(goal) + (f", {unit}" if unit else ""),
+                goals.delta_number(goal, value, low, high),
+                goals.delta_bounds(goal, value, low, high),
+                f"{goals.score(goal, baseline.score)} → {goals.score(goal, best.score)}{told}",
             )
         )
     return keys
@@ -164,21 +167,46 @@ def _change(write: Any, before: float, after: float) -> str:
 
 
 def _figures(results: Results) -> list[_Figure]:
-    draw = [("Accuracy against file size", plots.accuracy_against_size)]
+    title = goals.title(results.goal)
+    draw = [(f"{title} against file size", plots.score_against_size)]
     if all(variant.p50_ms is not None for variant in results.variants):
-        draw.append(("Accuracy against time", plots.accuracy_against_time))
+        draw.append((f"{title} against time", plots.score_against_time))
     return [
         _Figure(title, _safe(f(results, "wide")), _safe(f(results, "narrow"))) for title, f in draw
     ]
 
 
-def _curves(results: Results) -> list[tuple[str, int, str]]:
-    """Return name, kept epoch and figure of every variant that was trained."""
-    trained = [(name, training) for name, training in results.history.items() if training.epochs]
-    return [
-        (name, training.kept_epoch, _safe(plots.training_curve(name, training, index=index)))
-        for index, (name, training) in enumerate(trained)
-    ]
+def _curves(results: Results) -> list[tuple[str, int, list[str]]]:
+    """Return name, kept epoch and figures, loss first, of every variant that was trained."""
+    curves = []
+    for index, (name, training) in enumerate(results.history.items()):
+        figures = [
+            _safe(plots.training_curve(name, training, metric=metric, index=100 * index + number))
+            for number, metric in enumerate(plots.curves_of(training))
+        ]
+        if figures:
+            curves.append((name, training.kept_epoch, figures))
+    return curves
+
+
+def _answers(results: Results) -> list[tuple[str, str]]:
+    """Return title and figure of how the answers lie beside the truth."""
+    best, goal = best_variant(results), results.goal
+    shown = [results.baseline, *([best] if best else [])]
+    curves = [(v.name, v.answers) for v in results.variants if isinstance(v.answers, Roc)]
+    if curves:
+        return [("ROC curves", _safe(plots.roc(curves, chosen=shown[-1].name, index=0)))]
+    figures = []
+    for index, variant in enumerate(shown):
+        seen = variant.answers
+        if isinstance(seen, Scatter):
+            dots = plots.scatter(seen, results.data.labels, goal=goal, index=index)
+            errors = plots.error_histogram(seen, goal=goal, index=index)
+            figures += [
+                (f"{variant.name}: predicted beside true", _safe(dots)),
+                (f"{variant.name}: errors", _safe(errors)),
+            ]
+    return figures
 
 
 def _safe(svg: str) -> Any:

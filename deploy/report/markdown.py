@@ -5,24 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from deploy.report.classes import about_classes, class_rows
+from deploy.goals import bounds, delta_number, per_label, score
+from deploy.report.classes import about_classes, class_rows, noun
 from deploy.report.machines import COLUMNS as MACHINE_COLUMNS
 from deploy.report.machines import machine_rows, machine_words
-from deploy.report.quantities import percent, points
+from deploy.report.metrics import metric_rows
 from deploy.report.results import Results
 from deploy.report.runtimes import ABOUT as RUNTIMES
 from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
-    FRONT,
     INT8_METHOD,
     audited,
     environment_facts,
+    front,
     lineage,
     method,
     step_words,
 )
-from deploy.report.table import COLUMNS, RESOURCES, Column, columns_of
-from deploy.report.verdict import RULE, best_variant
+from deploy.report.table import RESOURCES, Column, columns_of
+from deploy.report.verdict import best_variant, rule
 
 
 def to_markdown(results: Results) -> str:
@@ -35,8 +36,8 @@ def to_markdown(results: Results) -> str:
         f"File to ship: {_code(best.path)}" if best else "",
         *(f"> Warning: {_plain(warning)}" for warning in results.warnings),
         "## Variants",
-        _variants(results, COLUMNS, with_front=True),
-        f"{FRONT} {method(results)} {RULE}",
+        _variants(results, None, with_front=True),
+        f"{front(results)} {method(results)} {rule(results.goal)}",
         *(
             ["## Times and memory", _variants(results, RESOURCES)]
             if columns_of(results, RESOURCES)
@@ -50,6 +51,7 @@ def to_markdown(results: Results) -> str:
             for depth, variant in lineage(results)
         ),
         *_int8(results),
+        *_metrics(results),
         *_per_class(results),
         "## Layers",
         _table(
@@ -130,7 +132,9 @@ def _layers(results: Results) -> list[list[str]]:
     ]
 
 
-def _variants(results: Results, all_columns: Sequence[Column], *, with_front: bool = False) -> str:
+def _variants(
+    results: Results, all_columns: Sequence[Column] | None, *, with_front: bool = False
+) -> str:
     """Return a table of one line a variant."""
     columns = columns_of(results, all_columns)
     rows = [["Variant", *(column.title for column in columns)]]
@@ -147,25 +151,52 @@ def _variants(results: Results, all_columns: Sequence[Column], *, with_front: bo
     return _table(rows, align=align)
 
 
-def _per_class(results: Results) -> list[str]:
-    rows = class_rows(results)
+def _metrics(results: Results) -> list[str]:
+    rows = metric_rows(results)
     if not rows:
         return []
-    names = [variant.name for variant in results.variants]
+    names = [_plain(variant.name) for variant in results.variants]
     body = [
         [
-            _plain(row.label),
-            percent(row.recall),
+            _plain(row.title),
             *(
-                "" if delta is None else f"**{points(delta)}**" if most else points(delta)
-                for delta, most in zip(row.deltas, row.lost_most, strict=True)
+                ""
+                if seen is None
+                else f"{score(row.goal, seen.value)} {bounds(row.goal, seen.low, seen.high)}"
+                for seen in row.values
             ),
         ]
         for row in rows
     ]
-    table = _table([["Class", *map(_plain, names)], *body], align="l" + "r" * len(names))
+    return ["## Metrics", _table([["Metric", *names], *body], align="l" + "r" * len(names))]
+
+
+def _per_class(results: Results) -> list[str]:
+    rows, goal = class_rows(results), per_label(results.goal)
+    if not rows:
+        return []
+    names = [variant.name for variant in results.variants]
+
+    def change(delta: float | None, most: bool) -> str:
+        if delta is None:
+            return ""
+        text = delta_number(goal, delta, delta, delta)
+        return f"**{text}**" if most else text
+
+    body = [
+        [
+            _plain(row.label),
+            score(goal, row.value),
+            *map(change, row.deltas, row.lost_most),
+        ]
+        for row in rows
+    ]
+    heading = noun(results.goal)
+    table = _table(
+        [[heading.capitalize(), *map(_plain, names)], *body], align="l" + "r" * len(names)
+    )
     return [
-        "## Per class",
+        f"## Per {heading}",
         table,
         f"{about_classes(results)} Bold: the largest losses of a variant.",
     ]

@@ -17,10 +17,11 @@ from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
 from deploy.errors import needs_extra
+from deploy.goals import axis as axis_of
+from deploy.goals import bounds, gain, metric_of, plotted, score, title
+from deploy.record import Goal, Roc, Scatter
 from deploy.report.labels import Box, place_labels
 from deploy.report.quantities import (
-    accuracy,
-    accuracy_bounds,
     duration,
     duration_bounds,
     file_size,
@@ -31,6 +32,8 @@ from deploy.report.verdict import best_variant
 Layout = Literal["wide", "narrow"]
 _SIZES: dict[Layout, tuple[int, int]] = {"wide": (540, 380), "narrow": (356, 340)}
 _CURVE_SIZE = (356, 230)
+_ANSWER_SIZE = (356, 300)
+_MARKS = ("o", "s", "^", "D")
 _TEXT = 12.0  # px, as large as the page's small print
 _LABEL = 12.5
 _WIDTH_PER_CHARACTER = 0.56 * _LABEL  # of common sans-serif faces, on the generous side
@@ -48,7 +51,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Axis:
-    """What accuracy is drawn against."""
+    """What the score is drawn against."""
 
     key: str
     title: str
@@ -60,7 +63,7 @@ class _Axis:
 
 _SIZE = _Axis(
     key="size",
-    title="Accuracy against file size",
+    title="file size",
     caption="← smaller · file size",
     value=lambda variant: variant.size_bytes,
     bounds=lambda variant: (variant.size_bytes, variant.size_bytes),
@@ -68,7 +71,7 @@ _SIZE = _Axis(
 )
 _TIME = _Axis(
     key="time",
-    title="Accuracy against time",
+    title="time",
     caption="← faster · median time of one sample",
     value=lambda variant: variant.p50_ms or 0.0,
     bounds=lambda variant: (variant.p50_low_ms or 0.0, variant.p50_high_ms or 0.0),
@@ -76,13 +79,13 @@ _TIME = _Axis(
 )
 
 
-def accuracy_against_size(results: Results, layout: Layout) -> str:
-    """Draw every variant by file size and accuracy; a diamond marks the size when gzipped."""
+def score_against_size(results: Results, layout: Layout) -> str:
+    """Draw every variant by file size and score; a diamond marks the size when gzipped."""
     return _tradeoff(results, _SIZE, layout)
 
 
-def accuracy_against_time(results: Results, layout: Layout) -> str:
-    """Draw every variant by median time and accuracy.
+def score_against_time(results: Results, layout: Layout) -> str:
+    """Draw every variant by median time and score.
 
     Raises:
         ValueError: if not every variant was timed.
@@ -92,16 +95,23 @@ def accuracy_against_time(results: Results, layout: Layout) -> str:
     return _tradeoff(results, _TIME, layout)
 
 
-def training_curve(name: str, training: Training, *, index: int) -> str:
-    """Draw accuracy, or loss where no accuracy was kept, of training and validation by epoch.
+def curves_of(training: Training) -> list[str]:
+    """Return what was measured of the training samples: the loss first, then the rest."""
+    names = [name for epoch in training.epochs for name in epoch if not name.startswith("val_")]
+    return sorted(dict.fromkeys(names), key=lambda name: name != "loss")
+
+
+def training_curve(name: str, training: Training, *, metric: str, index: int) -> str:
+    """Draw what was measured after each epoch of training and, where it was, of validation.
 
     Args:
         name: the variant that was trained.
         training: its epochs.
+        metric: which of its numbers: ``loss``, or what is shown beside it.
         index: a number of its own among the curves of a page.
     """
-    metric = "accuracy" if any("accuracy" in e for e in training.epochs) else "loss"
-    unit = 100 if metric == "accuracy" else 1
+    share = metric.endswith("accuracy")
+    unit = 100 if share else 1
     count = len(training.epochs)
     with _plain_matplotlib():
         from matplotlib.ticker import MaxNLocator
@@ -117,33 +127,124 @@ def training_curve(name: str, training: Training, *, index: int) -> str:
         axes.set_xlim(0.6, count + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        _name_axes(axes, "epoch", "accuracy, %" if metric == "accuracy" else "loss")
+        _name_axes(
+            axes, "epoch", f"{metric.replace('_', ' ')}, %" if share else metric.replace("_", " ")
+        )
         return _svg(
             figure,
             prefix=f"curve{index}",
-            title=f"Training of {name}",
+            title=f"Training of {name}: {metric}",
             description=f"{metric} of {count} epochs; the weights of epoch {training.kept_epoch} "
             "were kept.",
             tooltips={},
         )
 
 
+def scatter(answers: Scatter, labels: Sequence[str], *, goal: Goal, index: int) -> str:
+    """Draw predicted beside true values; the line is where both are the same.
+
+    Args:
+        answers: values of one target or more; each has a colour and a sign of its own.
+        labels: names of the targets.
+        goal: says the unit.
+        index: a number of its own among the figures of a page.
+    """
+    unit = f", {goal.unit}" if goal.unit else ""
+    with _plain_matplotlib():
+        figure, axes = _axes(_ANSWER_SIZE)
+        ends = [min(map(min, (*answers.true, *answers.predicted)))]
+        ends.append(max(map(max, (*answers.true, *answers.predicted))))
+        axes.plot(ends, ends, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        for number, (true, given) in enumerate(zip(answers.true, answers.predicted, strict=True)):
+            axes.plot(
+                true,
+                given,
+                _MARKS[number % len(_MARKS)],
+                color=_ACCENT if number % 2 == 0 else _INK,
+                markersize=4,
+                alpha=0.6,
+                markeredgewidth=0,
+            )
+        _name_axes(axes, f"true{unit}", f"predicted{unit}")
+        return _svg(
+            figure,
+            prefix=f"answers{index}",
+            title="Predicted beside true values",
+            description=f"{len(answers.true[0])} test samples; targets: {', '.join(labels)}.",
+            tooltips={},
+        )
+
+
+def error_histogram(answers: Scatter, *, goal: Goal, index: int) -> str:
+    """Draw how often errors of each size come, predicted minus true, of all targets together."""
+    errors = [
+        given - true
+        for truths, predictions in zip(answers.true, answers.predicted, strict=True)
+        for true, given in zip(truths, predictions, strict=True)
+    ]
+    unit = f", {goal.unit}" if goal.unit else ""
+    with _plain_matplotlib():
+        figure, axes = _axes(_ANSWER_SIZE)
+        axes.hist(errors, bins=min(30, max(5, round(math.sqrt(len(errors))))), color=_ACCENT)
+        axes.axvline(0, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        _name_axes(axes, f"predicted − true{unit}", "samples")
+        return _svg(
+            figure,
+            prefix=f"errors{index}",
+            title="Errors",
+            description=f"Predicted minus true values of {len(errors)} test samples.",
+            tooltips={},
+        )
+
+
+def roc(curves: Sequence[tuple[str, Roc]], *, chosen: str, index: int) -> str:
+    """Draw the ROC curve of every variant, that of the chosen one in colour.
+
+    Args:
+        curves: names and curves, the baseline first.
+        chosen: the variant to make out.
+        index: a number of its own among the figures of a page.
+    """
+    with _plain_matplotlib():
+        figure, axes = _axes(_ANSWER_SIZE)
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        ordered = sorted(curves, key=lambda pair: pair[0] == chosen)
+        for number, (name, curve) in enumerate(ordered):
+            axes.plot(
+                curve.false_positive_rate,
+                curve.true_positive_rate,
+                color=_ACCENT if name == chosen else _MUTED,
+                linewidth=2 if name == chosen else 1,
+                gid=f"roc{number}",
+            )
+        _name_axes(axes, "false alarms, share of the normal", "found, share of the anomalies")
+        return _svg(
+            figure,
+            prefix=f"roc{index}",
+            title="ROC curves",
+            description=f"{', '.join(name for name, _ in curves)}; {chosen} in colour.",
+            tooltips={f"roc{number}": name for number, (name, _) in enumerate(ordered)},
+        )
+
+
 def _tradeoff(results: Results, axis: _Axis, layout: Layout) -> str:
-    variants, best = results.variants, best_variant(results)
+    variants, goal, best = results.variants, results.goal, best_variant(results)
     with _plain_matplotlib():
         figure, axes = _axes(_SIZES[layout])
-        _scale(axes, variants, axis)
-        _draw_front(axes, variants, axis)
+        _scale(axes, variants, axis, goal)
+        _draw_front(axes, variants, axis, goal)
         for index, variant in enumerate(variants):
-            _draw_point(axes, variant, axis, index=index, is_best=variant is best)
-        _name_axes(axes, axis.caption, "accuracy, %")
-        _draw_labels(axes, variants, axis, best)
+            _draw_point(axes, variant, axis, goal, index=index, is_best=variant is best)
+        _name_axes(axes, axis.caption, axis_of(goal))
+        _draw_labels(axes, variants, axis, goal, best)
         return _svg(
             figure,
             prefix=f"{axis.key}-{layout}",
-            title=axis.title,
-            description="; ".join(f"{v.name}: {_tooltip(v)}" for v in variants),
-            tooltips={f"point{i}": f"{v.name}: {_tooltip(v)}" for i, v in enumerate(variants)},
+            title=f"{title(goal)} against {axis.title}",
+            description="; ".join(f"{v.name}: {_tooltip(v, goal)}" for v in variants),
+            tooltips={
+                f"point{i}": f"{v.name}: {_tooltip(v, goal)}" for i, v in enumerate(variants)
+            },
         )
 
 
@@ -197,7 +298,7 @@ def _name_axes(axes: Any, x: str, y: str) -> None:
     )
 
 
-def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
+def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal) -> None:
     """Set the limits and ticks: sizes by ratio, times from zero unless they differ too much."""
     from matplotlib.ticker import MaxNLocator
 
@@ -216,8 +317,8 @@ def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, [_short(axis.write(tick)) if tick else "0" for tick in ticks])
     axes.set_xticks([], minor=True)
-    bottom = 100 * min(variant.accuracy_low for variant in variants)
-    top = 100 * max(variant.accuracy_high for variant in variants)
+    bottom = plotted(goal, min(variant.score_low for variant in variants))
+    top = plotted(goal, max(variant.score_high for variant in variants))
     room = 0.06 * (top - bottom) or 0.5
     axes.set_ylim(bottom - room, top + room)
     axes.yaxis.get_major_locator().set_params(nbins=5)
@@ -251,27 +352,31 @@ def _ticks_by_ratio(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _draw_front(axes: Any, variants: Sequence[Variant], axis: _Axis) -> None:
-    """Draw the best accuracy that can be had at each size or time, or less."""
-    xs, ys = [], []
-    best = 0.0
-    for variant in sorted(variants, key=lambda v: (axis.value(v), -v.accuracy)):
-        if variant.accuracy > best:
-            best = variant.accuracy
+def _draw_front(axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal) -> None:
+    """Draw the best score that can be had at each size or time, or less."""
+    xs: list[float] = []
+    ys: list[float] = []
+    best: float | None = None
+    for variant in sorted(variants, key=lambda v: (axis.value(v), -gain(goal, v.score))):
+        if best is None or gain(goal, variant.score - best) > 0:
+            best = variant.score
             xs.append(axis.value(variant))
-            ys.append(100 * best)
+            ys.append(plotted(goal, best))
     xs.append(axes.get_xlim()[1])
-    ys.append(100 * best)
+    ys.append(ys[-1])
     axes.plot(xs, ys, drawstyle="steps-post", color=_ACCENT, linewidth=5, alpha=0.16, zorder=1)
 
 
-def _draw_point(axes: Any, variant: Variant, axis: _Axis, *, index: int, is_best: bool) -> None:
+def _draw_point(
+    axes: Any, variant: Variant, axis: _Axis, goal: Goal, *, index: int, is_best: bool
+) -> None:
     """Draw one variant: its intervals, its gzipped size where sizes are drawn, its mark."""
-    x, y = axis.value(variant), 100 * variant.accuracy
+    x, y = axis.value(variant), plotted(goal, variant.score)
+    ends = [plotted(goal, variant.score_low), plotted(goal, variant.score_high)]
     colour = _ACCENT if variant.pareto else _MUTED
     thin = {"color": colour, "linewidth": 1.3, "alpha": 0.6, "markersize": 7, "zorder": 2}
-    axes.plot([x, x], [100 * variant.accuracy_low, 100 * variant.accuracy_high], **thin)
-    axes.plot([x, x], [100 * variant.accuracy_low, 100 * variant.accuracy_high], "_", **thin)
+    axes.plot([x, x], ends, **thin)
+    axes.plot([x, x], ends, "_", **thin)
     axes.plot(axis.bounds(variant), [y, y], **thin)
     if axis is _SIZE:
         axes.plot(
@@ -305,28 +410,30 @@ def _draw_point(axes: Any, variant: Variant, axis: _Axis, *, index: int, is_best
     )
 
 
-def _draw_labels(axes: Any, variants: Sequence[Variant], axis: _Axis, best: Variant | None) -> None:
+def _draw_labels(
+    axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal, best: Variant | None
+) -> None:
     """Name the points, the best first; a name without room is left to the tooltip and the table."""
 
-    def at(x: float, accuracy_: float) -> tuple[float, float]:
-        pixel = axes.transData.transform((x, 100 * accuracy_))
+    def at(x: float, value: float) -> tuple[float, float]:
+        pixel = axes.transData.transform((x, plotted(goal, value)))
         return float(pixel[0]), float(pixel[1])
 
     def around(x: float, y: float, half: float) -> Box:
         return Box(x - half, y - half, x + half, y + half)
 
     ordered = sorted(variants, key=lambda v: (v is not best, not v.pareto))
-    points = [at(axis.value(variant), variant.accuracy) for variant in ordered]
+    points = [at(axis.value(variant), variant.score) for variant in ordered]
     marks, lines = [around(x, y, 6) for x, y in points], []
     for variant, (x, y) in zip(ordered, points, strict=True):
         low, high = axis.bounds(variant)
         (left, bottom), (right, top) = (
-            at(low, variant.accuracy_low),
-            at(high, variant.accuracy_high),
+            at(low, variant.score_low),
+            at(high, variant.score_high),
         )
         lines += [Box(left, y - 1, right, y + 1), Box(x - 1, bottom, x + 1, top)]
         if axis is _SIZE:
-            gzipped, _ = at(variant.gzip_bytes, variant.accuracy)
+            gzipped, _ = at(variant.gzip_bytes, variant.score)
             marks.append(around(gzipped, y, 4))
             lines.append(Box(gzipped, y - 1, x, y + 1))
     names = [_shown(variant.name) for variant in ordered]
@@ -384,11 +491,11 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _tooltip(variant: Variant) -> str:
+def _tooltip(variant: Variant, goal: Goal) -> str:
     """Say in one line what a point stands for."""
-    bounds = accuracy_bounds(variant.accuracy_low, variant.accuracy_high)
+    ends = bounds(goal, variant.score_low, variant.score_high)
     facts = [
-        f"accuracy {accuracy(variant.accuracy)} {bounds}",
+        f"{metric_of(goal).title} {score(goal, variant.score)} {ends}",
         f"{file_size(variant.size_bytes)}, {file_size(variant.gzip_bytes)} gzipped",
     ]
     p50, low, high = variant.p50_ms, variant.p50_low_ms, variant.p50_high_ms

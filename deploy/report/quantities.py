@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 _THIN = "\u202f"  # narrow no-break space: between a number and its unit
-_MINUS = "\u2212"
 
 
 def times(ratio: float) -> str:
@@ -25,25 +24,6 @@ def times_bounds(ratio: float, low: float, high: float) -> str:
     return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
-def points(value: float) -> str:
-    """Write a difference in percentage points with its sign.
-
-    >>> points(-0.25), points(0.4), points(-12.34), points(0.001)
-    ('−0.25', '+0.40', '−12.34', '0.00')
-    """
-    text = f"{value:+.2f}"
-    return "0.00" if text in {"+0.00", "-0.00"} else text.replace("-", _MINUS)
-
-
-def points_bounds(low: float, high: float) -> str:
-    """Write the interval of a difference in percentage points.
-
-    >>> points_bounds(-0.6, 0.2)
-    '[−0.60, +0.20]'
-    """
-    return f"[{points(low)}, {points(high)}]"
-
-
 def percent(fraction: float, decimals: int = 1) -> str:
     r"""Write a fraction as a percentage.
 
@@ -51,24 +31,6 @@ def percent(fraction: float, decimals: int = 1) -> str:
     '90.0\u202f%'
     """
     return f"{100 * fraction:.{decimals}f}{_THIN}%"
-
-
-def accuracy(fraction: float) -> str:
-    r"""Write an accuracy, to a hundredth of a point.
-
-    >>> accuracy(0.986)
-    '98.60\u202f%'
-    """
-    return percent(fraction, 2)
-
-
-def accuracy_bounds(low: float, high: float) -> str:
-    """Write the interval of an accuracy, in percent.
-
-    >>> accuracy_bounds(0.9798, 0.9902)
-    '[97.98, 99.02]'
-    """
-    return f"[{100 * low:.2f}, {100 * high:.2f}]"
 
 
 def file_size(size_bytes: float) -> str:

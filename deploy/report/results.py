@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from deploy.errors import UserError
-from deploy.record import Environment, LayerFacts, Record
+from deploy.goals import metric_of
+from deploy.record import Answers, Environment, Goal, Interval, LayerFacts, Record
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -19,9 +20,11 @@ Positive = Annotated[float, Meta(gt=0)]
 class Variant(Record, frozen=True):
     """One model of the run and everything that was found out about it.
 
-    Intervals are 95 % intervals. ``delta_*``, ``mcnemar_p`` and ``agreement`` compare with the
-    variant named in ``from``, the same names with ``baseline_`` in front with the first variant;
-    both are null for the first variant. Latencies are null where nothing was timed.
+    Intervals are 95 % intervals. ``score`` is by the metric of ``Results.goal``. ``delta*``,
+    ``mcnemar_p`` and ``agreement`` compare with the variant named in ``from``, the same names with
+    ``baseline_`` in front with the first variant; both are null for the first variant. A delta is
+    the score of this variant minus that of the other, in percentage points where the metric is a
+    fraction. Latencies are null where nothing was timed.
     """
 
     name: str
@@ -39,15 +42,17 @@ class Variant(Record, frozen=True):
     parameters: Count
     """Weights of all kernels; biases are not counted."""
     nonzero_parameters: Count
-    accuracy: Fraction
-    accuracy_low: Fraction
-    accuracy_high: Fraction
-    delta_points: float | None
+    score: float
+    score_low: float
+    score_high: float
+    delta: float | None
     delta_low: float | None
     delta_high: float | None
     mcnemar_p: Fraction | None
+    """Null also where the metric is not the share of right answers."""
     agreement: Fraction | None
-    baseline_delta_points: float | None
+    """Null also where the answers are numbers."""
+    baseline_delta: float | None
     baseline_delta_low: float | None
     baseline_delta_high: float | None
     baseline_mcnemar_p: Fraction | None
@@ -65,7 +70,7 @@ class Variant(Record, frozen=True):
     load_ms: Positive | None
     peak_rss_bytes: Count | None
     pareto: bool
-    """On the front of accuracy, size, gzipped size and median time: see ``pareto_front``."""
+    """On the front of score, size, gzipped size and median time: see ``pareto_front``."""
     layers: tuple[LayerFacts, ...]
     macs: Count | None = None
     """Multiply-accumulates for one sample in layers with stored weights; null where the shapes do
@@ -78,13 +83,17 @@ class Variant(Record, frozen=True):
     """Layers with stored weights; two that share their weights count as two."""
     float_islands: Count | None = None
     """Groups of nodes that compute in float between int8 kernels."""
-    recall: tuple[Fraction, ...] = ()
-    """Share of each class's test samples that are classed right, in the order of ``data.labels``;
-    empty in files of before it was kept, as are the two that follow."""
-    recall_delta_points: tuple[float, ...] = ()
-    """Change of each recall against the variant named in ``from``, in percentage points."""
-    baseline_recall_delta_points: tuple[float, ...] = ()
-    """Change of each recall against the first variant, in percentage points."""
+    metrics: dict[str, Interval] = {}
+    """Every metric of the task, by name."""
+    per_label: tuple[float, ...] = ()
+    """By label, in the order of ``data.labels``: recall (classification), F1 (multi-label), mean
+    absolute error (regression)."""
+    per_label_delta: tuple[float, ...] = ()
+    """Change of each against the variant named in ``from``, in points or in the targets' unit."""
+    baseline_per_label_delta: tuple[float, ...] = ()
+    """Change of each against the first variant."""
+    answers: Answers | None = None
+    """How the answers lie beside the truth; null where that would be too much to keep."""
 
 
 class Data(Record, frozen=True):
@@ -92,19 +101,20 @@ class Data(Record, frozen=True):
 
     name: str
     licence: str
-    classes: Count
+    outputs: Count
+    """How many classes, labels or targets there are; 1 for a reconstruction's anomaly score."""
     sample_shape: tuple[int, ...]
     """Shape of one preprocessed sample, as the network receives it."""
     test_samples: Count
-    """The samples that every accuracy here was measured on."""
+    """The samples that every score here was measured on."""
     train_samples: Count | None = None
     validation_samples: Count | None = None
     calibration_samples: Count | None = None
     """Part of the training samples."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in the order of every ``recall``."""
+    """Names of the classes, labels or targets, in the order of every ``per_label``."""
     majority_share: Fraction | None = None
-    """Share of the test samples that are of the most frequent class."""
+    """Share of the test samples that are of the most frequent class; null where there are none."""
 
 
 class Session(Record, frozen=True):
@@ -174,7 +184,7 @@ class Machine(Record, frozen=True):
 class Results(Record, frozen=True):
     """The whole of ``results.json``; the first variant is the baseline."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     name: str
     title: str
     description: str
@@ -191,8 +201,20 @@ class Results(Record, frozen=True):
     """By variant; empty where nothing was trained."""
     warnings: tuple[str, ...]
     reproduce: Reproduce
+    goal: Goal = Goal()
+    """The task, and the metric of every ``score``."""
     machines: tuple[Machine, ...] = ()
     """Other machines, as ``lightship report --add`` brought them home."""
+
+    def __post_init__(self) -> None:
+        if metric_of(self.goal).form != "share":
+            return
+        for index, variant in enumerate(self.variants):
+            if not 0 <= variant.score <= 1:
+                raise ValueError(
+                    f"{self.goal.metric} is a fraction from 0 to 1, got {variant.score:g} as the "
+                    f"score of variants[{index}]"
+                )
 
     @property
     def baseline(self) -> Variant:
@@ -223,9 +245,9 @@ def read_results(path: Path) -> Results:
         ) from error
     try:
         version = msgspec.json.decode(text, type=_Version).schema
-        if version != 1:
+        if version != 2:
             raise UserError(
-                f"{path}: schema must be 1, got {version}; "
+                f"{path}: schema must be 2, got {version}; "
                 "read it with the version of lightship that wrote it"
             )
         return msgspec.json.decode(text, type=Results)

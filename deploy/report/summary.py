@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deploy.bench import SYSTEMATIC
-from deploy.report.build import FRONT_POINTS, FRONT_RATIO
+from deploy.goals import delta, metric_of, spare, title
+from deploy.record import Goal
+from deploy.report.build import FRONT_RATIO, FRONT_SHARE
 from deploy.report.quantities import memory_size
 from deploy.report.results import Results, Variant
 
@@ -24,14 +26,21 @@ def audited(results: Results) -> list[Variant]:
     return [variant for variant in results.variants if variant.int8_layers is not None]
 
 
-FRONT = (
-    f"● On the Pareto front: no other variant is better in one of accuracy, size, gzipped size and "
-    f"median time without being worse in another. Only what goes beyond {FRONT_POINTS:g} points of "
-    f"accuracy, {100 * FRONT_RATIO:g}\u202f% of a size, or both {100 * FRONT_RATIO:g}\u202f% of a "
-    "time and its interval counts as better or worse; noise of the accuracy beyond that may still "
-    "decide, and the intervals tell."
-)
-"""What the mark of the front means, for the reader of a report."""
+def front(results: Results) -> str:
+    """Say what the mark of the front means, for the reader of a report."""
+    goal, what = results.goal, metric_of(results.goal).title
+    return (
+        f"● On the Pareto front: no other variant is better in one of {what}, size, gzipped size "
+        f"and median time without being worse in another. Only what goes beyond "
+        f"{_least(goal, results.baseline.score)} of {what}, {100 * FRONT_RATIO:g}\u202f% of a size, or "
+        f"both {100 * FRONT_RATIO:g}\u202f% of a time and its interval counts as better or worse; "
+        f"noise of the {what} beyond that may still decide, and the intervals tell."
+    )
+
+
+def _least(goal: Goal, baseline: float) -> str:
+    least = FRONT_SHARE * spare(goal, baseline)
+    return delta(goal, least, least, least).removeprefix("+")
 
 
 def lineage(results: Results) -> Iterator[tuple[int, Variant]]:
@@ -111,11 +120,11 @@ def _spaced(name: str) -> str:
 
 
 def method(results: Results) -> str:
-    """Say how accuracy and time were measured."""
+    """Say how score and time were measured."""
     data, session = results.data, results.session
-    text = (
-        f"Accuracy on {data.test_samples:,} test samples of {data.name}, in the session that ships."
-    )
+    text = f"{title(results.goal)} on {data.test_samples:,} test samples of {data.name}, in the session that ships."
+    if not metric_of(results.goal).higher_is_better:
+        text += " Less is better."
     if session.processes is None:
         return f"{text} Nothing was timed."
     when = f", measured {session.measured_at}" if session.measured_at else ""
@@ -148,11 +157,24 @@ def environment_facts(results: Results) -> list[tuple[str, str]]:
         ("System", f"{machine.os}, Python {machine.python}"),
         ("Versions", ", ".join(f"{name} {text}" for name, text in machine.versions.items())),
         ("Session", _session(session.threads, session.disabled_optimizers)),
-        ("Data", f"{data.name}, {_plural(data.classes, 'class', 'classes')} ({data.licence})"),
+        ("Data", f"{data.name}, {_outputs(results)} ({data.licence})"),
         ("Sample", " × ".join(str(size) for size in data.sample_shape)),
         ("Samples", ", ".join(f"{name} {size:,}" for name, size in parts if size is not None)),
         ("Written", f"{results.created} by lightship {results.lightship}"),
     ]
+
+
+def _outputs(results: Results) -> str:
+    count = results.data.outputs
+    match results.goal.task:
+        case "classification":
+            return _plural(count, "class", "classes")
+        case "multi_label":
+            return _plural(count, "label")
+        case "regression":
+            return _plural(count, "target")
+        case "reconstruction":
+            return "reconstruction, judged by the anomalies that its errors tell"
 
 
 def _session(threads: int, disabled: tuple[str, ...]) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from deploy.goals import bounds, delta_bounds, delta_number, delta_unit, metric_of, score, title
+from deploy.record import Goal
 from deploy.report.quantities import (
-    accuracy,
-    accuracy_bounds,
     count,
     duration,
     duration_bounds,
@@ -22,8 +22,6 @@ from deploy.report.quantities import (
     memory_size,
     p_value,
     percent,
-    points,
-    points_bounds,
     times,
     times_bounds,
 )
@@ -48,26 +46,33 @@ class Column:
     cell: Callable[[Variant], Cell | None]
 
 
-def _accuracy(variant: Variant) -> Cell:
-    bounds = accuracy_bounds(variant.accuracy_low, variant.accuracy_high)
-    return Cell(accuracy(variant.accuracy), (bounds,), variant.accuracy)
+def _score(goal: Goal) -> Callable[[Variant], Cell]:
+    def cell(variant: Variant) -> Cell:
+        ends = bounds(goal, variant.score_low, variant.score_high)
+        return Cell(score(goal, variant.score), (ends,), variant.score)
+
+    return cell
 
 
-def _against_parent(variant: Variant) -> Cell | None:
+def _against_parent(goal: Goal) -> Callable[[Variant], Cell | None]:
     """Return the difference from the parent, unless it is the one from the baseline once more."""
-    seen = (variant.delta_points, variant.delta_low, variant.delta_high, variant.mcnemar_p)
-    against_baseline = (
-        variant.baseline_delta_points,
-        variant.baseline_delta_low,
-        variant.baseline_delta_high,
-        variant.baseline_mcnemar_p,
-    )
-    return None if seen == against_baseline else _difference(*seen)
+
+    def cell(variant: Variant) -> Cell | None:
+        seen = (variant.delta, variant.delta_low, variant.delta_high, variant.mcnemar_p)
+        return None if seen == _from_baseline(variant) else _difference(goal, *seen)
+
+    return cell
 
 
-def _against_baseline(variant: Variant) -> Cell | None:
-    return _difference(
-        variant.baseline_delta_points,
+def _against_baseline(goal: Goal) -> Callable[[Variant], Cell | None]:
+    return lambda variant: _difference(goal, *_from_baseline(variant))
+
+
+def _from_baseline(
+    variant: Variant,
+) -> tuple[float | None, float | None, float | None, float | None]:
+    return (
+        variant.baseline_delta,
         variant.baseline_delta_low,
         variant.baseline_delta_high,
         variant.baseline_mcnemar_p,
@@ -75,11 +80,12 @@ def _against_baseline(variant: Variant) -> Cell | None:
 
 
 def _difference(
-    delta: float | None, low: float | None, high: float | None, p: float | None
+    goal: Goal, value: float | None, low: float | None, high: float | None, p: float | None
 ) -> Cell | None:
-    if delta is None or low is None or high is None or p is None:
+    if value is None or low is None or high is None:
         return None
-    return Cell(points(delta), (points_bounds(low, high), p_value(p)), delta)
+    details = [delta_bounds(goal, value, low, high), *([] if p is None else [p_value(p)])]
+    return Cell(delta_number(goal, value, low, high), tuple(details), value)
 
 
 def _median(variant: Variant) -> Cell | None:
@@ -129,45 +135,54 @@ def _int8(variant: Variant) -> Cell | None:
 
 _MEDIAN = Column("Median time", "Latency of one sample: median with its 95 % interval", _median)
 
-COLUMNS = (
-    Column(
-        "Accuracy",
-        "Share of the test samples classed right, with its Wilson 95 % interval",
-        _accuracy,
-    ),
-    Column(
-        "Speed-up",
-        "Median time of the baseline over that of the variant, with its 95 % interval",
-        _speedup,
-    ),
-    Column(
-        "Δ baseline, points",
-        "Percentage points against the baseline, with its 95 % interval and exact McNemar p-value",
-        _against_baseline,
-    ),
-    Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
-    Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
-    _MEDIAN,
-    Column(
-        "Δ parent, points",
-        "Percentage points against the variant it was made from, with its 95 % interval and exact "
-        "McNemar p-value; empty where the same as against the baseline",
-        _against_parent,
-    ),
-    Column(
-        "Agreement",
-        "Share of the test samples classed as the baseline does, right or wrong",
-        _plain(percent, "baseline_agreement"),
-    ),
-    Column("Non-zero", "Share of the parameters that are not zero", _nonzero),
-    Column(
-        "MACs in int8",
-        "Share of the multiply-accumulates that int8 kernels do, in the graph that runs",
-        _int8,
-    ),
-    Column("Runtime", "What runs it, where not ONNX Runtime", _runtime),
-)
-"""The table of variants: what decides comes first, as a narrow screen shows no more."""
+
+def variant_columns(goal: Goal) -> tuple[Column, ...]:
+    """Return the table of variants: what decides comes first, as a narrow screen shows no more."""
+    unit = f", {delta_unit(goal)}" if delta_unit(goal) else ""
+    change = "Percentage points" if delta_unit(goal) == "points" else f"Change of {title(goal)}"
+    test = " and exact McNemar p-value" if goal.metric == "accuracy" else ""
+    share = "Share of the test samples classed right" if goal == Goal() else _meaning(goal)
+    wilson = "Wilson " if goal.metric == "accuracy" else ""
+    return (
+        Column(title(goal), f"{share}, with its {wilson}95 % interval", _score(goal)),
+        Column(
+            "Speed-up",
+            "Median time of the baseline over that of the variant, with its 95 % interval",
+            _speedup,
+        ),
+        Column(
+            f"Δ baseline{unit}",
+            f"{change} against the baseline, with its 95 % interval{test}",
+            _against_baseline(goal),
+        ),
+        Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
+        Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
+        _MEDIAN,
+        Column(
+            f"Δ parent{unit}",
+            f"{change} against the variant it was made from, with its 95 % interval{test}; "
+            "empty where the same as against the baseline",
+            _against_parent(goal),
+        ),
+        Column(
+            "Agreement",
+            "Share of the test samples answered as the baseline does, right or wrong",
+            _plain(percent, "baseline_agreement"),
+        ),
+        Column("Non-zero", "Share of the parameters that are not zero", _nonzero),
+        Column(
+            "MACs in int8",
+            "Share of the multiply-accumulates that int8 kernels do, in the graph that runs",
+            _int8,
+        ),
+        Column("Runtime", "What runs it, where not ONNX Runtime", _runtime),
+    )
+
+
+def _meaning(goal: Goal) -> str:
+    better = "more" if metric_of(goal).higher_is_better else "less"
+    return f"{title(goal)} on the test samples, {better} is better"
+
 
 RESOURCES = (
     _MEDIAN,
@@ -183,18 +198,26 @@ RESOURCES = (
 )
 """The second table, of times and memory."""
 
-_NOT_PLAIN = ("layers", "recall", "recall_delta_points", "baseline_recall_delta_points")
+_NOT_PLAIN = (
+    "layers",
+    "metrics",
+    "per_label",
+    "per_label_delta",
+    "baseline_per_label_delta",
+    "answers",
+)
 
 
-def columns_of(results: Results, columns: Sequence[Column] = COLUMNS) -> Sequence[Column]:
+def columns_of(results: Results, columns: Sequence[Column] | None = None) -> Sequence[Column]:
     """Return the columns in which at least one variant has something to show."""
-    return [c for c in columns if any(c.cell(variant) for variant in results.variants)]
+    every = variant_columns(results.goal) if columns is None else columns
+    return [c for c in every if any(c.cell(variant) for variant in results.variants)]
 
 
 def to_csv(results: Results) -> str:
     """Return ``results.csv``: one line a variant, one column a plain field, numbers in full.
 
-    ``step`` is its kind alone; layers and classes are left to ``results.json``.
+    ``step`` is its kind alone; layers, labels and further metrics are left to ``results.json``.
     """
     rows = []
     for variant in results.variants:

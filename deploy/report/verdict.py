@@ -5,30 +5,30 @@ from __future__ import annotations
 import math
 
 from deploy.evaluate import is_difference
-from deploy.report.quantities import (
-    accuracy,
-    file_size,
-    points,
-    points_bounds,
-    times,
-    times_bounds,
-)
+from deploy.goals import delta, delta_bounds, gain, metric_of, score, spare, spare_words
+from deploy.record import Goal
+from deploy.report.quantities import file_size, times, times_bounds
 from deploy.report.results import Results, Variant
 
-_POINTS_TO_SPARE = 1.0
 _TOLERANCE = 0.01  # a size within 1 % of another is the same size
 _ABOUT = 0.1  # an interval of the speed-up within 10 % of 1 says "about as fast"
 
-RULE = (
-    "The verdict names the smallest gzipped variant among those that pay (smaller by more than "
-    "1\u202f%, gzipped or as a file, or detectably faster) and whose accuracy is shown to be less "
-    "than 1 point below the baseline’s: the whole 95\u202f% interval of the difference lies "
-    "above −1 point. Where any such is left, variants that are detectably slower are passed over. "
-    "It describes the test samples and tuned nothing, but the best of several variants on the same "
-    "samples looks a little better than it is: confirm it on new samples before relying on the "
-    "last tenths of a point."
-)
-"""How ``best_variant`` chooses, for the reader of a report."""
+
+def rule(goal: Goal) -> str:
+    """Say how ``best_variant`` chooses, for the reader of a report."""
+    what, least = metric_of(goal).title, spare_words(goal)
+    if metric_of(goal).form == "share":
+        close = f"the whole 95\u202f% interval of the difference lies above −{least}"
+    else:
+        close = f"the whole 95\u202f% interval of the difference lies on the near side of {least}"
+    return (
+        "The verdict names the smallest gzipped variant among those that pay (smaller by more than "
+        f"1\u202f%, gzipped or as a file, or detectably faster) and whose {what} is shown to be less "
+        f"than {least} worse than the baseline’s: {close}. Where any such is left, variants that are "
+        "detectably slower are passed over. It describes the test samples and tuned nothing, but the "
+        "best of several variants on the same samples looks a little better than it is: confirm it "
+        "on new samples before relying on the last tenths."
+    )
 
 
 def best_variant(results: Results) -> Variant | None:
@@ -36,38 +36,48 @@ def best_variant(results: Results) -> Variant | None:
 
     The rule: of the variants after the first, keep those that pay: smaller than the baseline by
     more than 1 %, as a file or gzipped, or detectably faster (the interval of the speed-up lies
-    above 1); of these, those whose accuracy is shown to be less than 1 point below the baseline's
-    (non-inferiority: the low end of the interval of the difference is above -1; a small test set
-    shows nothing and proves nothing); of these, if any remains, those that are not detectably
+    above 1); of these, those whose score is shown to be worse than the baseline's by less than may
+    be spared, as 1 point of accuracy (non-inferiority: the worse end of the interval of the
+    difference is above -1; a small test set shows nothing and proves nothing); of these, if any remains, those that are not detectably
     slower (the interval of the speed-up reaches above 1); of these, the smallest when gzipped.
-    Ties: the more accurate, then the earlier.
+    Ties: the better score, then the earlier.
     """
-    affordable = [v for v in _paying(results) if _is_close(v)]
+    goal = results.goal
+    affordable = [v for v in _paying(results) if _worst_gain(v, goal) > -_spare(results)]
     no_slower = [v for v in affordable if v.speedup_high is None or v.speedup_high >= 1]
-    return min(no_slower or affordable, key=lambda v: (v.gzip_bytes, -v.accuracy), default=None)
+    return min(
+        no_slower or affordable,
+        key=lambda v: (v.gzip_bytes, -gain(goal, v.score)),
+        default=None,
+    )
 
 
 def verdict(results: Results) -> str:
     """Say in one sentence what the best variant gains and what it costs, or why there is none."""
-    baseline = results.baseline
+    baseline, goal = results.baseline, results.goal
+
+    def worst_gain(variant: Variant) -> float:
+        return _worst_gain(variant, goal)
+
     if len(results.variants) == 1:
+        title = "" if goal.metric == "accuracy" else f"{metric_of(goal).title} "
         return (
-            f"{baseline.name} reaches {accuracy(baseline.accuracy)} in "
+            f"{baseline.name} reaches {title}{score(goal, baseline.score)} in "
             f"{file_size(baseline.size_bytes)}; there is no variant to compare it with."
         )
     best = best_variant(results)
     if best is not None:
-        return f"{_finding(best, baseline)}."
+        return f"{_finding(best, baseline, goal)}."
     paying = _paying(results)
     if not paying:
-        least = max(results.variants[1:], key=_least_delta)
+        least = max(results.variants[1:], key=worst_gain)
         return (
             f"None of the variants pays: keep {baseline.name}. "
-            f"{_finding(least, baseline, ', the least bad,')}."
+            f"{_finding(least, baseline, goal, ', the least bad,')}."
         )
-    within = f"within {_POINTS_TO_SPARE:g} point of {baseline.name}"
-    open_ = [v for v in paying if not _is_far(v)]
-    closest = _finding(max(open_ or paying, key=_least_delta), baseline, ", the closest,")
+    within = f"within {spare_words(goal)} of {baseline.name}"
+    open_ = [v for v in paying if _best_gain(v, goal) > -_spare(results)]
+    closest = _finding(max(open_ or paying, key=worst_gain), baseline, goal, ", the closest,")
     if open_:
         return (
             f"No variant is shown to stay {within}: that cannot be told on "
@@ -77,13 +87,13 @@ def verdict(results: Results) -> str:
 
 
 def lost_or_gained(variant: Variant) -> bool:
-    """Say whether the accuracy differs detectably from the baseline's; False for the baseline."""
+    """Say whether the score differs detectably from the baseline's; False for the baseline."""
     low, high, p = (
         variant.baseline_delta_low,
         variant.baseline_delta_high,
         variant.baseline_mcnemar_p,
     )
-    if low is None or high is None or p is None:
+    if low is None or high is None:
         return False
     return is_difference(low, high, p)
 
@@ -102,29 +112,31 @@ def _paying(results: Results) -> list[Variant]:
     return [variant for variant in results.variants[1:] if pays(variant)]
 
 
-def _is_close(variant: Variant) -> bool:
-    """Say whether the accuracy is shown to be less than a point below the baseline's."""
-    low = variant.baseline_delta_low
-    return low is not None and low > -_POINTS_TO_SPARE
+def _spare(results: Results) -> float:
+    return spare(results.goal, results.baseline.score)
 
 
-def _is_far(variant: Variant) -> bool:
-    """Say whether the accuracy is shown to be a point or more below the baseline's."""
-    high = variant.baseline_delta_high
-    return high is not None and high <= -_POINTS_TO_SPARE
+def _worst_gain(variant: Variant, goal: Goal) -> float:
+    """Return the worse end of the interval of the difference; above 0 is better."""
+    return min(_gains(variant, goal), default=-math.inf)
 
 
-def _least_delta(variant: Variant) -> float:
-    low = variant.baseline_delta_low
-    return -math.inf if low is None else low
+def _best_gain(variant: Variant, goal: Goal) -> float:
+    """Return the better end of the interval of the difference; above 0 is better."""
+    return max(_gains(variant, goal), default=math.inf)
 
 
-def _finding(variant: Variant, baseline: Variant, apposition: str = "") -> str:
+def _gains(variant: Variant, goal: Goal) -> list[float]:
+    ends = variant.baseline_delta_low, variant.baseline_delta_high
+    return [gain(goal, end) for end in ends if end is not None]
+
+
+def _finding(variant: Variant, baseline: Variant, goal: Goal, apposition: str = "") -> str:
     """Say what a variant gains and what it costs."""
     gains = [_sizes(variant, baseline), *_speed(variant, baseline)]
     if len(gains) == 1 or not gains[1].startswith("about"):
         gains[-1] += f" than {baseline.name}"
-    return f"{variant.name}{apposition} is {' and '.join(gains)}, at {_cost(variant)}"
+    return f"{variant.name}{apposition} is {' and '.join(gains)}, at {_cost(variant, goal)}"
 
 
 def _sizes(variant: Variant, baseline: Variant) -> str:
@@ -154,15 +166,17 @@ def _speed(variant: Variant, baseline: Variant) -> list[str]:
     return [f"not detectably faster or slower ({measured})"]
 
 
-def _cost(variant: Variant) -> str:
-    delta, low, high = (
-        variant.baseline_delta_points,
+def _cost(variant: Variant, goal: Goal) -> str:
+    value, low, high = (
+        variant.baseline_delta,
         variant.baseline_delta_low,
         variant.baseline_delta_high,
     )
-    if delta is None or low is None or high is None:
-        return f"{accuracy(variant.accuracy)} accuracy"
-    cost = f"{points(delta)} points {points_bounds(low, high)} of accuracy"
+    title = metric_of(goal).title
+    if value is None or low is None or high is None:
+        return f"{score(goal, variant.score)} {title}"
+    ends = (value, low, high)
+    cost = f"{delta(goal, *ends)} {delta_bounds(goal, *ends)} of {title}"
     if lost_or_gained(variant):
         return cost
     return f"{cost} (no detectable difference)"

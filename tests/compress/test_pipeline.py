@@ -132,7 +132,7 @@ def test_a_run_ends_with_a_bundle_of_the_verdicts_choice_that_passes_its_self_te
     out, _, results, _ = finished
     best = best_variant(results)
     assert open_bundle(out / "best.lship").manifest.lineage.variant == best.name
-    assert open_bundle(out / "best.lship").manifest.accuracy.accuracy.value == best.accuracy
+    assert open_bundle(out / "best.lship").manifest.quality.score.value == best.score
     assert selftest(out / "best.lship").passed
 
 
@@ -154,7 +154,7 @@ def test_the_accuracy_in_the_results_is_that_of_the_file_on_the_test_samples(fin
     samples = EvalSet.load(out / "test.npz")
     for variant in results.variants:
         predicted = predict_classes(open_model(out / variant.path), samples.x)
-        assert variant.accuracy == np.mean(predicted == samples.y)
+        assert variant.score == np.mean(predicted == samples.y)
 
 
 def test_every_variant_says_what_of_it_runs_in_int8(finished):
@@ -164,7 +164,7 @@ def test_every_variant_says_what_of_it_runs_in_int8(finished):
 
 
 def test_the_models_learned_something(finished):
-    assert all(variant.accuracy > 0.8 for variant in finished[2].variants)
+    assert all(variant.score > 0.8 for variant in finished[2].variants)
 
 
 def test_pruned_zeros_are_in_the_bytes_of_the_quantized_model_too(finished):
@@ -243,7 +243,7 @@ def test_a_damaged_step_is_made_again_with_the_same_weights(finished, recipe, tm
     again, heard = run(recipe, tmp_path / "again", store)
     assert heard.made == ["pruned"]
     assert heard.epochs == 0  # the Keras model was kept: only the export was repeated
-    assert [v.accuracy for v in again.variants] == [v.accuracy for v in results.variants]
+    assert [v.score for v in again.variants] == [v.score for v in results.variants]
 
 
 def test_a_variant_that_left_the_recipe_leaves_the_run_folder(finished, recipe, tmp_path):

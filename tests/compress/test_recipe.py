@@ -128,8 +128,8 @@ MISTAKES = {
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),
     "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: .*`name`"),
     "a value that is none of a few": (
-        HEAD.replace("epochs = 1", "epochs = 1\nloss = 'crossentropy'"),
-        r"train.loss: no such value 'crossentropy'; .*did you mean cross_entropy\?",
+        HEAD.replace("[network]", "task = 'classify'\n[network]"),
+        r"data.task: no such value 'classify'; .*did you mean classification\?",
     ),
     "a value that is none of a few, in a step": (
         HEAD + variant("a", "baseline", '{ kind = "quantize_static", calibration = "max" }'),

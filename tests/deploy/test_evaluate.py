@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.errors import UserError
-from deploy.evaluate import compare, evaluate, predict_classes, verdict
+from deploy.evaluate import answers_of, compare, evaluate, predict_classes, verdict
 from deploy.intervals import mcnemar_p, paired_difference, wilson
-from deploy.record import Comparison, Interval
-from deploy.session import open_model
+from deploy.record import Comparison, Goal, Interval
+from deploy.session import ModelMetadata, open_model
 from tests.deploy import tiny_onnx
 
 COUNTS = st.tuples(*(st.integers(0, 60),) * 3)
@@ -50,11 +50,16 @@ def test_an_output_that_is_not_one_score_per_class_is_refused(shape):
         predict_classes(open_model(flat), samples)
 
 
+def scores(classes, count):
+    """Answers whose highest score is at these classes."""
+    return np.eye(count)[classes]
+
+
 def test_accuracy_and_recall_are_the_shares_counted_by_hand():
-    evaluation = evaluate(np.array([0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]), classes=3)
+    evaluation = evaluate(scores([0, 0, 1, 1, 0], 3), np.array([0, 0, 0, 1, 1]))
     assert evaluation.samples == 5
-    assert evaluation.accuracy.value == pytest.approx(0.6)
-    assert evaluation.recall == pytest.approx((2 / 3, 1 / 2, 0))
+    assert evaluation.score.value == pytest.approx(0.6)
+    assert evaluation.per_label == pytest.approx((2 / 3, 1 / 2, 0))
 
 
 def test_the_wilson_interval_is_that_of_the_literature():
@@ -76,10 +81,10 @@ def test_a_comparison_is_the_table_of_pairs_counted_by_hand():
     y = np.zeros(10, np.int64)
     reference = np.array([0] * 8 + [1, 1])
     candidate = np.array([1, 1, 1] + [0] * 5 + [0, 2])  # loses 3, gains 1, errs twice differently
-    comparison = compare(candidate, reference, y, classes=3)
-    assert comparison.delta_points.value == pytest.approx(-20)
+    comparison = compare(scores(candidate, 3), scores(reference, 3), y)
+    assert comparison.delta.value == pytest.approx(-20)
     assert comparison.agreement == pytest.approx(0.5)
-    assert comparison.recall_delta_points == pytest.approx((-20, 0, 0))
+    assert comparison.per_label_delta == pytest.approx((-20, 0, 0))
     assert comparison.mcnemar_p == pytest.approx(10 / 16)  # 2 (C(4,0) + C(4,1)) / 2⁴
 
 
@@ -115,52 +120,88 @@ def test_the_interval_of_the_difference_holds_the_truth_95_times_in_100(gain, lo
 def test_two_equal_models_give_no_detectable_difference_yet_an_interval_with_a_width():
     y = np.arange(100) % 4
     predicted = np.where(np.arange(100) < 90, y, 0)
-    comparison = compare(predicted, predicted, y, classes=4)
+    answers = scores(predicted, 4)
+    comparison = compare(answers, answers, y)
     assert comparison.agreement == 1
     assert comparison.mcnemar_p == 1
-    assert comparison.delta_points.low < 0 < comparison.delta_points.high
-    assert verdict(comparison).startswith("no detectable difference: +0.00 points [−")
+    assert comparison.delta.low < 0 < comparison.delta.high
+    assert verdict(comparison).startswith("no detectable difference: 0.00 points [−")
 
 
 def test_a_real_loss_is_called_one():
     y = np.zeros(1000, np.int64)
     worse = (np.arange(1000) < 50).astype(np.int64)
-    assert verdict(compare(worse, y, y, classes=2)).startswith("less accurate: −5.00 points")
-    assert verdict(compare(y, worse, y, classes=2)).startswith("more accurate: +5.00 points")
+    bad, good = scores(worse, 2), scores(y, 2)
+    assert verdict(compare(bad, good, y)).startswith("less accurate: −5.00 points")
+    assert verdict(compare(good, bad, y)).startswith("more accurate: +5.00 points")
 
 
 def test_a_difference_needs_both_the_interval_and_the_exact_test():
     def comparison(low, p):
         delta = Interval(value=0.5, low=low, high=1.0)
-        return Comparison(
-            delta_points=delta, mcnemar_p=p, agreement=0.9, recall_delta_points=(0.5, 0.5)
-        )
+        return Comparison(delta=delta, mcnemar_p=p, agreement=0.9, per_label_delta=(0.5, 0.5))
 
     assert verdict(comparison(0.1, 0.04)).startswith("more accurate")
     assert verdict(comparison(-0.1, 0.04)).startswith("no detectable difference")
     assert verdict(comparison(0.1, 0.06)).startswith("no detectable difference")
 
 
-ONE = np.array([0, 1])
+TWO = np.array([0, 1])
 
 
 @pytest.mark.parametrize(
-    ("predicted", "y", "message"),
+    ("answers", "y", "message"),
     [
-        (np.array([0]), ONE, "predicted: needs one class a sample"),
-        (ONE[:0], ONE[:0], "one sample or more"),
-        (ONE[:, None], ONE[:, None], "one class a sample"),
-        (np.array([0, 2]), ONE, "predicted: classes must lie from 0 to 1, got 0 to 2"),
-        (ONE, np.array([-1, 0]), "y: classes must lie from 0 to 1, got -1 to 0"),
+        (scores([0], 2), TWO, "answers: needs one row of answers and one class a sample"),
+        (scores([], 2), TWO[:0], "one sample or more"),
+        (scores(TWO, 2), TWO[:, None], "one class a sample"),
+        (scores(TWO, 2), np.array([0, 2]), "y: classes must lie from 0 to 1, got 0 to 2"),
+        (scores(TWO, 2), np.array([-1, 0]), "y: classes must lie from 0 to 1, got -1 to 0"),
     ],
 )
-def test_classes_that_do_not_pair_or_do_not_exist_are_refused(predicted, y, message):
+def test_answers_and_classes_that_do_not_pair_or_do_not_exist_are_refused(answers, y, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        evaluate(predicted, y, classes=2)
+        evaluate(np.asarray(answers), y)
 
 
 @pytest.mark.parametrize("bad", ["candidate", "reference"])
 def test_a_comparison_names_the_side_that_does_not_fit(bad):
-    sides = {"candidate": ONE, "reference": ONE, bad: np.array([0, 9])}
-    with pytest.raises(UserError, match=f"{bad}: classes must lie"):
-        compare(**sides, y=ONE, classes=2)
+    sides = {"candidate": scores(TWO, 2), "reference": scores(TWO, 2), bad: scores([0], 2)}
+    with pytest.raises(UserError, match=f"{bad}: needs one row of answers"):
+        compare(**sides, y=TWO)
+
+
+def test_a_metric_that_does_not_fit_the_task_is_refused_with_those_that_do():
+    with pytest.raises(UserError, match="'mae' does not fit a classification task; there are acc"):
+        evaluate(scores(TWO, 2), TWO, Goal(metric="mae"))
+    with pytest.raises(UserError, match="'f1' is for two classes, there are 3; take f1_macro"):
+        evaluate(scores(TWO, 3), TWO, Goal(metric="f1"))
+    with pytest.raises(UserError, match="ROC-AUC needs samples of both kinds"):
+        evaluate(np.ones((2, 1)), TWO * 0, Goal(task="reconstruction", metric="roc_auc"))
+
+
+def test_a_smaller_error_is_called_better_and_written_in_its_unit():
+    y = np.linspace(0, 100, 200)[:, None]
+    rough, fine = y + 4, y + 1
+    goal = Goal(task="regression", metric="mae", unit="mm")
+    assert verdict(compare(fine, rough, y, goal), goal).startswith(
+        "better mean absolute error: −3.00\u202fmm"
+    )
+    assert verdict(compare(rough, fine, y, goal), goal).startswith("worse mean absolute error: +3")
+
+
+def test_a_model_that_says_nothing_of_its_task_is_a_classifier_and_another_is_asked_for_its_own():
+    goal = Goal(task="reconstruction", metric="roc_auc")
+    about = ModelMetadata(goal=goal).to_props()
+    model = open_model(tiny_onnx.linear(np.diag([1.0, 0.5]), metadata=about))
+    samples = np.float32([[1, 2], [0, 4]])
+    assert answers_of(model, samples).tolist() == [[0.5], [2.0]]  # (0² + 1²) / 2 and (0² + 2²) / 2
+    assert answers_of(model, samples, Goal()).tolist() == [[1, 1], [0, 2]]
+
+
+def test_a_reconstruction_of_another_shape_than_its_sample_is_refused():
+    model = open_model(tiny_onnx.linear(np.ones((3, 2))))
+    with pytest.raises(UserError, match=r"must have its sample's shape \(3,\), got \(2,\)"):
+        answers_of(
+            model, np.zeros((1, 3), np.float32), Goal(task="reconstruction", metric="roc_auc")
+        )

@@ -27,7 +27,7 @@ def test_a_source_that_exists_is_not_refused(source):
         ("cvs:table.csv", "did you mean csv:?"),
         (
             "imagenet",
-            "known are mnist-sample, mnist, fashion_mnist, cifar10, npz:PATH, npy:FOLDER, idx:FOLDER",
+            "known are mnist-sample, mnist, fashion_mnist, cifar10, digits, breast_cancer, diabetes, npz:PATH, npy:FOLDER, idx:FOLDER",
         ),
         ("mnist:here", "source 'mnist:here' is unknown"),
         ("digits.npz", "source 'digits.npz' is unknown"),

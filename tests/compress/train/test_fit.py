@@ -7,7 +7,7 @@ import tf_keras
 
 from compress.data.task import Split
 from compress.train.fit import EarlyStopping, EpochEnd, Fit, TrainingFiles, fit
-from compress.train.losses import targets
+from compress.train.losses import Brier, targets
 from compress.train.optimizers import Adam, AdamW, GradientDescent, RmsProp, Sgd
 from compress.train.schedules import Cosine, OneCycle, Plateau
 from deploy.errors import UserError
@@ -48,9 +48,9 @@ def test_training_learns_the_task(tiny_task):
     assert history.kept_epoch == len(history.epochs) == 8
 
 
-def test_the_squared_error_is_the_distance_to_the_one_hot_class(tiny_task):
+def test_the_brier_loss_is_the_distance_to_the_one_hot_class(tiny_task):
     model = network()
-    config = Fit(epochs=8, batch_size=8, loss="squared_error")
+    config = Fit(epochs=8, batch_size=8, loss=Brier())
     history = fit(model, tiny_task, config, seed=0)
     wanted = np.eye(3)[tiny_task.validation.y]
     by_hand = np.mean(np.sum((model.predict(tiny_task.validation.x) - wanted) ** 2, axis=1))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.train.fit import Fit
+from compress.train.losses import higher_is_better
 from compress.train.schedules import (
     Constant,
     Cosine,
@@ -17,7 +18,6 @@ from compress.train.schedules import (
     StepDecay,
     learning_rate,
     momentum,
-    rises,
 )
 
 EVERY = (
@@ -179,5 +179,7 @@ def test_a_momentum_that_the_optimizer_has_not_is_refused(kind):
 
 
 def test_of_losses_and_errors_less_is_better():
-    assert [rises(name) for name in ("val_loss", "mae", "val_mean_squared_error")] == [False] * 3
-    assert rises("val_f1")
+    assert [higher_is_better(name) for name in ("val_loss", "mae", "val_mean_squared_error")] == [
+        False
+    ] * 3
+    assert higher_is_better("val_f1")

@@ -77,7 +77,7 @@ def fitted_line(task, optimizer: Optimizer, regularise, *, epochs, monkeypatch, 
     """Return weights and intercept of a linear model, trained by the loop on the squared error."""
     loop = sys.modules["compress.train.fit"]
     monkeypatch.setattr(loop, "why_not_trained", lambda *_: None)
-    monkeypatch.setattr(loop, "keras_loss", lambda _: "mean_squared_error")
+    monkeypatch.setattr(loop, "keras_loss", lambda *_: "mean_squared_error")
     monkeypatch.setattr("compress.train.batches.targets", lambda _, y: y)
     model = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=task.input_shape)])
     config = Fit(epochs=epochs, batch_size=batch_size, optimizer=optimizer, regularise=regularise)

@@ -36,8 +36,8 @@ def test_without_a_name_the_verdicts_choice_is_bundled(run, tmp_path):
 
 def test_the_manifest_says_what_the_run_measured(run, tmp_path):
     manifest = bundle_run(run, tmp_path / "m.lship", variant="int8").manifest
-    assert (manifest.accuracy.accuracy.value, manifest.accuracy.samples) == (0.986, 2000)
-    assert manifest.accuracy.delta_points.value == -0.05
+    assert (manifest.quality.score.value, manifest.quality.samples) == (0.986, 2000)
+    assert manifest.quality.delta.value == -0.05
     assert manifest.latency.p50_ms.value == 0.0871
     assert manifest.latency.speedup.value == 1.828
     assert manifest.latency.cpu.startswith("Intel")
@@ -59,13 +59,13 @@ def test_the_manifest_says_what_the_model_is(lship):
     assert (manifest.requires.onnxruntime, manifest.requires.opsets) == ("1.12", {"": 17})
     assert manifest.lineage.parent == "ab" * 32
     assert manifest.scores == "logits"
-    assert manifest.accuracy is None
+    assert manifest.quality is None
     assert set(manifest.files) == {"model.onnx", "golden.npz", "MODEL_CARD.md"}
 
 
 def test_the_manifest_is_json_and_comes_back_without_loss(lship):
     manifest = open_bundle(lship).manifest
-    assert json.loads(encode(manifest))["schema"] == 1
+    assert json.loads(encode(manifest))["schema"] == 2
     assert msgspec.json.decode(encode(manifest), type=Manifest) == manifest
 
 
@@ -137,5 +137,5 @@ def test_markup_in_a_label_is_shown_as_it_is_in_the_card(tmp_path):
 
 def test_the_card_of_a_run_says_how_good_and_how_fast(run, tmp_path):
     card = bundle_run(run, tmp_path / "m.lship", variant="int8").card
-    assert "98.60 % [97.98, 99.03] of 2,000 test samples" in card
+    assert "Accuracy 98.60\u202f% [97.98, 99.03] on 2,000 test samples" in card
     assert "0.0871 [0.0841, 0.0901] ms (median), 1.83 [1.74, 1.90] times as fast" in card

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import deploy
 from deploy.bundle.runtime import load
-from deploy.bundle.watch import Answer, NoAnswer, answers_as_they_come, whole_files
+from deploy.bundle.watch import Answered, NoAnswer, answers_as_they_come, whole_files
 from deploy.cli import cli
 from deploy.errors import UserError
 from tests.deploy.bundle import tiny
@@ -92,8 +92,9 @@ def test_a_damaged_file_gets_one_line_and_the_next_its_answer(lship, tmp_path):
     assert isinstance(seen[0], NoAnswer)
     assert "not a readable .npy file" in seen[0].error
     assert "\n" not in seen[0].error
-    assert isinstance(seen[1], Answer)
-    assert (seen[1].label, len(seen[1].top)) == ("green", 2)
+    assert isinstance(seen[1], Answered)
+    said = seen[1].as_json()
+    assert (said["label"], len(said["top"])) == ("green", 2)
 
 
 def test_a_folder_that_is_none_is_a_mistake(lship, tmp_path):

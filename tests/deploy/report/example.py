@@ -6,6 +6,7 @@ from deploy.audit import Audit, AuditedLayer
 from deploy.record import (
     Artifact,
     Comparison,
+    Confusion,
     Environment,
     Evaluation,
     Interval,
@@ -46,6 +47,9 @@ name = "pruned-int8"
 from = "pruned"
 step = { kind = "quantize_static", calibration = "percentile", per_channel = true }
 """
+CONFUSION = tuple(
+    tuple(198 if i == j else 2 * (i == (j + 1) % 10) for j in range(10)) for i in range(10)
+)
 _SHAPES = {"conv1": 520, "conv2": 25_050, "dense1": 400_500, "dense2": 5_010}
 _FLOAT_BYTES = 1_726_648
 
@@ -66,10 +70,10 @@ def layers(bits: int, zeros: float = 0.0, notes: dict[str, str] | None = None):
 
 def comparison(delta: float, half: float, p: float, agreement: float) -> Comparison:
     return Comparison(
-        delta_points=Interval(value=delta, low=delta - half, high=delta + half),
+        delta=Interval(value=delta, low=delta - half, high=delta + half),
         mcnemar_p=p,
         agreement=agreement,
-        recall_delta_points=(delta,) * 10,
+        per_label_delta=(delta,) * 10,
     )
 
 
@@ -121,8 +125,13 @@ def finished(
         ),
         evaluation=Evaluation(
             samples=2000,
-            accuracy=Interval(value=accuracy[0], low=accuracy[1], high=accuracy[2]),
-            recall=(accuracy[0],) * 10,
+            score=Interval(value=accuracy[0], low=accuracy[1], high=accuracy[2]),
+            metrics={
+                "accuracy": Interval(value=accuracy[0], low=accuracy[1], high=accuracy[2]),
+                "f1_macro": Interval(value=accuracy[0], low=accuracy[1], high=accuracy[2]),
+            },
+            per_label=(accuracy[0],) * 10,
+            answers=Confusion(counts=CONFUSION),
         ),
         against_parent=against_parent,
         against_baseline=against_baseline,
@@ -266,7 +275,7 @@ def example(**changes: object) -> Results:
         "data": Data(
             name="mnist-sample",
             licence="CC BY-SA 3.0, LeCun, Cortes and Burges",
-            classes=10,
+            outputs=10,
             sample_shape=(28, 28, 1),
             train_samples=9000,
             validation_samples=1000,

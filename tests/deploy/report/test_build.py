@@ -14,7 +14,7 @@ TEMPLATE = example().baseline
 def candidate(accuracy, size_bytes, gzip_bytes, p50_ms, spread=0.0):
     return msgspec.structs.replace(
         TEMPLATE,
-        accuracy=accuracy,
+        score=accuracy,
         size_bytes=size_bytes,
         gzip_bytes=gzip_bytes,
         p50_ms=p50_ms,
@@ -61,7 +61,7 @@ def test_what_is_off_the_front_is_beaten_by_something_on_it(candidates):
     assert any(front)
 
     def costs(v):
-        return -v.accuracy, v.size_bytes, v.gzip_bytes, v.p50_ms
+        return -v.score, v.size_bytes, v.gzip_bytes, v.p50_ms
 
     best = [costs(v) for v, on in zip(candidates, front, strict=True) if on]
     for v, on in zip(candidates, front, strict=True):
@@ -122,7 +122,7 @@ def test_a_baseline_that_may_as_well_guess_is_warned_of():
 
 
 def test_without_class_frequencies_a_guess_is_one_class_in_all():
-    data = msgspec.structs.replace(example().data, classes=1)
+    data = msgspec.structs.replace(example().data, outputs=1)
     assert "not detectably better than guessing" in " ".join(example(data=data).warnings)
 
 
@@ -132,19 +132,17 @@ def test_a_variant_better_than_the_baseline_is_warned_of(p, said):
     gain = comparison(25.0, 3.0, p, 0.7)
     better[1] = dataclasses.replace(better[1], against_baseline=gain)
     text = " ".join(example(variants=better).warnings)
-    expected = (
-        "baseline looks undertrained: pruned, which was trained longer, is more accurate by +25.00"
-    )
+    expected = "baseline looks undertrained: pruned, which was trained longer, is better in accuracy by +25.00"
     assert (expected in text) is said
 
 
 def test_what_every_class_lost_and_its_label_are_kept():
     results = example()
     assert results.data.labels == tuple("0123456789")
-    assert results.variants[0].recall == (0.9865,) * 10
-    assert results.variants[0].recall_delta_points == ()
-    assert results.variants[3].recall_delta_points == (-0.05,) * 10
-    assert results.variants[3].baseline_recall_delta_points == (-0.25,) * 10
+    assert results.variants[0].per_label == (0.9865,) * 10
+    assert results.variants[0].per_label_delta == ()
+    assert results.variants[3].per_label_delta == (-0.05,) * 10
+    assert results.variants[3].baseline_per_label_delta == (-0.25,) * 10
 
 
 def test_the_time_of_the_measurement_is_kept():

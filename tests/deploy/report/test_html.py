@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -5,8 +6,9 @@ import msgspec
 import pytest
 
 from deploy.errors import MissingExtraError, UserError
-from deploy.report import read_results, to_html, write_report
-from tests.deploy.report.example import example
+from deploy.record import Goal, Scatter
+from deploy.report import Training, read_results, to_html, write_report
+from tests.deploy.report.example import example, variants
 
 pytest.importorskip("jinja2", reason="the extra 'report' is not installed")
 mpl = pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
@@ -213,3 +215,47 @@ def test_the_page_says_what_runs_in_int8_where_it_was_looked_at():
     page = to_html(msgspec.structs.replace(example(), variants=unseen))
     assert 'id="int8"' not in page
     assert "MACs in int8" not in page
+
+
+def test_the_confusion_matrix_of_the_baseline_and_of_the_choice_is_a_table_with_its_labels():
+    page = to_html(example())
+    assert page.count("<caption>") == 2
+    assert "<caption>baseline</caption>" in page
+    assert "<caption>pruned-int8</caption>" in page
+
+
+def test_loss_and_metric_of_every_trained_variant_are_drawn_and_the_kept_epoch_is_said():
+    page = to_html(example())
+    for name, kept in (("baseline", 7), ("pruned", 3)):
+        assert f">Training of {name}: loss<" in page
+        assert f">Training of {name}: accuracy<" in page
+        assert f"Epoch {kept} was kept." in page
+
+
+def test_a_regularisation_term_that_was_kept_is_drawn_too():
+    epochs = ({"loss": 1.0, "val_loss": 1.1, "regularisation": 0.2, "mae": 3.0},) * 2
+    page = to_html(example(history={"baseline": Training(epochs=epochs, kept_epoch=1)}))
+    for metric in ("loss", "regularisation", "mae"):
+        assert f">Training of baseline: {metric}<" in page
+
+
+def test_of_an_error_less_is_better_and_its_unit_is_said():
+    goal = Goal(task="regression", metric="mae", unit="mm")
+    seen = Scatter(true=((1.0, 2.0),), predicted=((1.5, 1.5),))
+    results = example(
+        goal=goal,
+        variants=[
+            dataclasses.replace(
+                done, evaluation=msgspec.structs.replace(done.evaluation, answers=seen, metrics={})
+            )
+            for done in variants()
+        ],
+    )
+    page = to_html(results)
+    assert ">mean absolute error, mm<" in page
+    assert "Δ baseline, mm" in page
+    assert "Less is better." in page
+    assert ">Predicted beside true values<" in page
+    assert "Confusion" not in page
+    assert min(results.variants, key=lambda v: v.score).pareto
+    assert "is shown to stay within 1\u202f% of baseline" in results.verdict

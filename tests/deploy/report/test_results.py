@@ -38,10 +38,10 @@ def test_a_run_without_measurement_keeps_to_the_schema():
     jsonschema.Draft202012Validator(json_schema()).validate(as_json(untimed))
 
 
-def test_the_schema_refuses_an_accuracy_in_percent():
+def test_the_schema_refuses_a_negative_size():
     content = as_json(example())
-    content["variants"][0]["accuracy"] = 98.6
-    with pytest.raises(jsonschema.ValidationError, match="maximum"):
+    content["variants"][0]["size_bytes"] = -1
+    with pytest.raises(jsonschema.ValidationError, match="minimum"):
         jsonschema.Draft202012Validator(json_schema()).validate(content)
 
 
@@ -57,10 +57,10 @@ def test_every_key_that_others_read_is_there():
         "gzip_bytes",
         "parameters",
         "nonzero_parameters",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "delta_points",
+        "score",
+        "score_low",
+        "score_high",
+        "delta",
         "delta_low",
         "delta_high",
         "mcnemar_p",
@@ -121,14 +121,14 @@ def test_a_file_of_before_the_newer_fields_is_read(tmp_path):
             del content["data"][field]
         del content["session"]["measured_at"]
         for variant in content["variants"]:
-            for field in ("recall", "recall_delta_points", "baseline_recall_delta_points"):
+            for field in ("per_label", "per_label_delta", "baseline_per_label_delta"):
                 del variant[field]
 
     results = read_results(written(tmp_path / "results.json", older))
     assert results.data.labels == ()
-    assert results.variants[1].recall == ()
+    assert results.variants[1].per_label == ()
     assert "## Per class" not in to_markdown(results)
-    assert "recall" not in to_csv(results)
+    assert "per_label" not in to_csv(results)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"<html>"])
@@ -140,8 +140,8 @@ def test_what_is_no_json_is_said_to_be_none(tmp_path, content):
 
 
 def test_results_of_a_later_schema_are_refused_by_their_version(tmp_path):
-    path = written(tmp_path / "r.json", lambda c: c.update(schema=2, novelty=1))
-    with pytest.raises(UserError, match="schema must be 1, got 2"):
+    path = written(tmp_path / "r.json", lambda c: c.update(schema=3, novelty=1))
+    with pytest.raises(UserError, match="schema must be 2, got 3"):
         read_results(path)
 
 
@@ -155,7 +155,10 @@ def test_json_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda c: c["variants"][2].update(accuracy=98.6), r"<= 1.0.*variants\[2\]\.accuracy"),
+        (
+            lambda c: c["variants"][2].update(score=98.6),
+            r"fraction from 0 to 1, got 98.6.*variants\[2\]",
+        ),
         (lambda c: c["variants"][0].update(acuracy=0.9), r"acuracy.*variants\[0\]"),
         (lambda c: c["variants"][1].pop("from"), r"`from`.*variants\[1\]"),
         (lambda c: c.update(variants=[]), r"length >= 1.*variants"),

@@ -6,7 +6,7 @@ import msgspec
 from deploy.report.classes import about_classes, class_rows
 from deploy.report.markdown import to_markdown
 from deploy.report.summary import lineage, method, step_words
-from deploy.report.table import COLUMNS, columns_of, to_csv
+from deploy.report.table import columns_of, to_csv
 from tests.deploy.report.example import example, measurement
 
 
@@ -93,7 +93,7 @@ def test_what_says_nothing_is_left_out_of_a_step():
 
 
 def test_the_difference_from_a_parent_that_is_the_baseline_is_not_said_twice():
-    parent = next(column for column in COLUMNS if column.title.startswith("Δ parent"))
+    parent = next(column for column in columns_of(example()) if column.title.startswith("Δ parent"))
     shown = {v.name for v in example().variants if parent.cell(v)}
     assert shown == {"pruned-int8"}
 
@@ -119,7 +119,7 @@ def test_the_file_to_ship_is_named_in_markdown():
 def test_the_classes_that_lost_most_are_marked():
     results = example()
     lost = (0.0, -9.0, 1.0, -2.0, -3.0, -0.5, 0.0, 0.0, 0.0, 0.0)
-    changed = msgspec.structs.replace(results.variants[1], baseline_recall_delta_points=lost)
+    changed = msgspec.structs.replace(results.variants[1], baseline_per_label_delta=lost)
     baseline, _, *rest = results.variants
     rows = class_rows(msgspec.structs.replace(results, variants=(baseline, changed, *rest)))
     assert [row.label for row in rows if row.lost_most[0]] == ["1", "3", "4"]
@@ -131,8 +131,8 @@ def test_of_many_classes_those_that_lost_most_are_shown():
     lost = tuple(-float(i) for i in range(50))
     first, second = results.variants[:2]
     variants = (
-        msgspec.structs.replace(first, recall=(0.9,) * 50),
-        msgspec.structs.replace(second, recall=(0.9,) * 50, baseline_recall_delta_points=lost),
+        msgspec.structs.replace(first, per_label=(0.9,) * 50),
+        msgspec.structs.replace(second, per_label=(0.9,) * 50, baseline_per_label_delta=lost),
     )
     many = msgspec.structs.replace(results, variants=variants)
     assert [row.label for row in class_rows(many)] == [str(i) for i in range(30, 50)]

@@ -16,7 +16,7 @@ def changed(**by_name):
     return msgspec.structs.replace(results, variants=variants)
 
 
-LOST = {"baseline_delta_points": -3.0, "baseline_delta_low": -4.0, "baseline_delta_high": -2.0}
+LOST = {"baseline_delta": -3.0, "baseline_delta_low": -4.0, "baseline_delta_high": -2.0}
 SLOW = {"speedup": 0.8, "speedup_low": 0.76, "speedup_high": 0.83}
 
 
@@ -45,7 +45,7 @@ def test_slower_is_said_as_slower():
 
 
 def test_a_real_loss_is_not_called_noise():
-    loss = {"baseline_delta_points": -0.8, "baseline_delta_low": -1.3, "baseline_delta_high": -0.3}
+    loss = {"baseline_delta": -0.8, "baseline_delta_low": -1.3, "baseline_delta_high": -0.3}
     others = dict.fromkeys(("pruned", "int8", "float16"), LOST)
     small = {**loss, "baseline_delta_low": -0.99, "baseline_mcnemar_p": 0.002}
     sentence = verdict(changed(pruned_int8=small, **others))
@@ -54,7 +54,7 @@ def test_a_real_loss_is_not_called_noise():
 
 @pytest.mark.parametrize("noise", [{"baseline_mcnemar_p": 0.06}, {"baseline_delta_high": 0.01}])
 def test_a_loss_that_interval_or_test_calls_noise_is_called_noise(noise):
-    loss = {"baseline_delta_points": -0.8, "baseline_delta_low": -0.9, "baseline_delta_high": -0.3}
+    loss = {"baseline_delta": -0.8, "baseline_delta_low": -0.9, "baseline_delta_high": -0.3}
     sentence = verdict(changed(pruned_int8={**loss, "baseline_mcnemar_p": 0.002, **noise}))
     assert "no detectable difference" in sentence
 
@@ -86,7 +86,7 @@ def test_a_loss_that_a_small_test_set_does_not_rule_out_is_not_taken_for_none():
     delta = paired_difference(1, 8, 100)
     assert 100 * delta.high > -1
     few = {
-        "baseline_delta_points": 100 * delta.value,
+        "baseline_delta": 100 * delta.value,
         "baseline_delta_low": 100 * delta.low,
         "baseline_delta_high": 100 * delta.high,
         "baseline_mcnemar_p": 0.039,
