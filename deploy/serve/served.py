@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.bundle.manifest import Manifest
 from deploy.bundle.runtime import Predictions, Runtime, load
 from deploy.errors import UserError
 from deploy.serve.refused import RefusedError
@@ -18,6 +19,7 @@ Array = npt.NDArray[Any]
 
 LABEL = "label"
 PROBABILITIES = "probabilities"
+ANOMALY_SCORE = "anomaly_score"
 _SCORES = "scores"
 _PROVED_WITH = 6
 
@@ -29,7 +31,8 @@ class Served:
         name, version: of the bundle.
         runtime: the open bundle.
         input: one raw sample, under the name of the graph's input.
-        outputs: the label of the best class, the probabilities, and what the graph itself says.
+        outputs: of a classifier the label of the best class, the probabilities, and what the graph
+            itself says; of another task its scores alone.
         reader: reads requests.
         max_batch: samples of one run that may come from several requests; 1 where answers would
             change by that.
@@ -41,16 +44,7 @@ class Served:
         self.runtime = runtime
         self.name, self.version = said.name, said.version
         self.input = TensorSpec(said.input.name, DATATYPES[said.raw.dtype], said.raw.shape)
-        own = said.output.name
-        self.outputs = (
-            TensorSpec(LABEL, "BYTES", ()),
-            TensorSpec(PROBABILITIES, "FP64", said.output.shape),
-            TensorSpec(
-                own if own not in {LABEL, PROBABILITIES} else _SCORES,
-                DATATYPES[said.output.dtype],
-                said.output.shape,
-            ),
-        )
+        self.outputs = _outputs(said)
         self._specs = {spec.name: spec for spec in self.outputs}
         self.reader = Reader(self.input, np.dtype(said.raw.dtype), tuple(self._specs))
         self._head = {"model_name": self.name, "model_version": self.version}
@@ -94,6 +88,22 @@ class Served:
             else:
                 tensors.append((spec, found.scores))
         return answer(self._head, asked, tensors)
+
+
+def _outputs(said: Manifest) -> tuple[TensorSpec, ...]:
+    """Return what a bundle answers with, for one sample."""
+    own = said.output.name
+    name = own if own not in {LABEL, PROBABILITIES} else _SCORES
+    if said.goal.task == "reconstruction":
+        return (TensorSpec(ANOMALY_SCORE, "FP64", (1,)),)
+    scores = TensorSpec(name, DATATYPES[said.output.dtype], said.output.shape)
+    if said.goal.task != "classification":
+        return (scores,)
+    return (
+        TensorSpec(LABEL, "BYTES", ()),
+        TensorSpec(PROBABILITIES, "FP64", said.output.shape),
+        scores,
+    )
 
 
 class Models:
