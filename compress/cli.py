@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from compress.data.task import Task
     from compress.progress import ConsoleWatcher
     from compress.recipe import Recipe
+    from compress.train.distribute import Cluster
     from compress.train.fit import Fit, TrainingFiles
     from deploy.record import Artifact
     from deploy.session import ModelMetadata
@@ -200,6 +203,37 @@ def living_options(command: Command) -> Command:
         click.option("--tensorboard", type=FOLDER, help="Write logs for TensorBoard there."),
         click.option(
             "--restart", is_flag=True, help="Begin anew, even if this training was cut off before."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def worker_options(command: Command) -> Command:
+    """Add the options of a training that several processes share."""
+    options = (
+        click.option(
+            "--workers",
+            metavar="HOST:PORT,HOST:PORT",
+            help="Train on several machines: the same on all of them, with an --index each. "
+            "--batch-size is that of all together.  [default: as TF_CONFIG says]",
+        ),
+        click.option(
+            "--index", type=click.IntRange(min=0), help="Which of --workers this is, from 0."
+        ),
+        click.option(
+            "--local-workers",
+            type=click.IntRange(min=2),
+            help="Train in so many processes of this machine, to try it.",
+        ),
+        click.option(
+            "--worker-timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=120.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait for the other workers.",
         ),
     )
     for option in reversed(options):
@@ -458,6 +492,7 @@ def tune(
 @trust_option
 @fit_options
 @living_options
+@worker_options
 @out_option("model.keras")
 @json_option
 def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: Any) -> None:
@@ -471,10 +506,12 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     lightship train --data mnist-sample --network lenet_5 --schedule one_cycle \\
         --optimizer sgd --learning-rate 0.1 --set regularise.dropout=0.3 --out lenet.keras
     lightship train --data diabetes --task regression --network mlp --batch-size 32
+    lightship train --data mnist-sample --network lenet_5 --local-workers 2 --out lenet.keras
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import parse_network
-    from compress.pipeline import baseline, baseline_step
+    from compress.pipeline import baseline, baseline_step, training_key
+    from compress.train.distribute import WorkerLostError, begin_again, joined
 
     require_place(out, suffix=".keras")
     chosen, fit, seed = (
@@ -482,14 +519,35 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
         _fit(options),
         options["seed"],
     )
+    cluster = _cluster(options)
+    first = cluster is None or cluster.index == 0
     task, step = _task(options), baseline_step(chosen, fit)
+    about = training_key({"step": step, "data": task.digest, "seed": seed})
+    timeout = options["worker_timeout"]
     with (
-        _resumable(out, step, options) as files,
-        _watching(out, epochs=fit.epochs) as watcher,
+        _resumable(out, step, options, keep=first) as files,
+        _watching(out, epochs=fit.epochs) if first else contextlib.nullcontext() as watcher,
     ):
-        model, _ = baseline(chosen, fit, task, seed=seed, on_epoch=watcher.epoch_ended, files=files)
-        artifact = save_keras(model, out, _describe(task, step), seed=seed, notes={})
-    _done(out, artifact, as_json=as_json)
+        on_epoch = watcher.epoch_ended if watcher is not None else None
+        try:
+            with joined(cluster, about=about, timeout_seconds=timeout) as worker:
+                model, _ = baseline(
+                    chosen, fit, task, seed=seed, on_epoch=on_epoch, files=files, worker=worker
+                )
+                weights = model.get_weights()
+        except WorkerLostError as error:
+            click.echo(f"{error}; waiting for it {timeout:g} s", err=True)
+            begin_again()
+        if worker.accelerators > 1:
+            step["shared"] = worker.record(batch_size=fit.batch_size)
+            model, _ = baseline(chosen, None, task, seed=seed)  # one that is mirrored nowhere
+            model.set_weights(weights)
+        if first:
+            artifact = save_keras(model, out, _describe(task, step), seed=seed, notes={})
+    if first:
+        _done(out, artifact, as_json=as_json)
+    else:
+        click.echo(f"worker {worker.index}: done; worker 0 writes the model", err=True)
 
 
 @cli.command("find-learning-rate")
@@ -991,13 +1049,39 @@ def _set(table: dict[str, Any], setting: str) -> None:
         table[name] = text
 
 
+def _cluster(options: dict[str, Any]) -> Cluster | None:
+    """Return who trains together, None for this process alone; train here if that is asked for."""
+    from compress.train.distribute import Cluster, read_tf_config, train_on_this_machine
+
+    workers, index, local = (options[name] for name in ("workers", "index", "local_workers"))
+    if (workers is None) != (index is None):
+        raise UserError("--workers and --index go together: who trains, and which of them this is")
+    if workers is not None and local:
+        raise UserError("--local-workers: finds addresses by itself; leave --workers out")
+    if local:
+        say = partial(click.echo, err=True)
+        click.get_current_context().exit(train_on_this_machine(local, say))
+    if workers is not None:
+        return Cluster(workers=tuple(workers.split(",")), index=index)
+    config = os.environ.get("TF_CONFIG")
+    return read_tf_config(config) if config else None
+
+
 @contextlib.contextmanager
-def _resumable(out: Path, step: Any, options: dict[str, Any]) -> Iterator[TrainingFiles]:
-    """Yield where a training keeps what it needs to go on, beside its result; tidy up at the end."""
+def _resumable(
+    out: Path, step: Any, options: dict[str, Any], *, keep: bool = True
+) -> Iterator[TrainingFiles]:
+    """Yield where a training keeps what it needs to go on, beside its result; tidy up at the end.
+
+    Nothing is written or removed if not ``keep``: another worker does.
+    """
     from compress.pipeline import training_key
     from compress.train.fit import TrainingFiles
 
-    checkpoint = out.with_name(f"{out.name}.unfinished")
+    checkpoint, key = out.with_name(f"{out.name}.unfinished"), training_key(_builtins(step))
+    if not keep:
+        yield TrainingFiles(checkpoint=checkpoint, key=key)
+        return
     if options["restart"]:
         checkpoint.unlink(missing_ok=True)
     if checkpoint.exists():
@@ -1005,7 +1089,7 @@ def _resumable(out: Path, step: Any, options: dict[str, Any]) -> Iterator[Traini
     try:
         yield TrainingFiles(
             checkpoint=checkpoint,
-            key=training_key(_builtins(step)),
+            key=key,
             csv=out.with_suffix(".epochs.csv"),
             tensorboard=options["tensorboard"],
         )

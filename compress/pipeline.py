@@ -45,6 +45,7 @@ from compress.steps import (
     reasons_left_alone,
 )
 from compress.store import Store, code_digest, key_of
+from compress.train.distribute import Worker
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.trainable import network_for
 from deploy.audit import audit
@@ -265,15 +266,17 @@ def baseline(
     seed: int,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
+    worker: Worker | None = None,
 ) -> tuple[Any, History | None]:
     """Return the network as a tf-keras model, and how its training went.
 
-    It is left untrained, and the history None, if ``train`` is None.
+    It is left untrained, and the history None, if ``train`` is None. For ``worker`` see ``fit``.
     """
     model = network_for(task, network, seed=seed, in_unit=train is not None)
     if train is None:
         return model, None
-    return model, fit(model, task, train, seed=seed, on_epoch=on_epoch, files=files)
+    history = fit(model, task, train, seed=seed, on_epoch=on_epoch, files=files, worker=worker)
+    return model, history
 
 
 def training_key(step: Any) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,21 @@ def write_checkpoint(path: Path, standing: Standing, arrays: Arrays) -> None:
             aside.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, *, fingerprint: str) -> tuple[Standing, Arrays] | None:
-    """Return what was written for this very training; None if there is none or it is damaged."""
+def read_checkpoint(
+    path: Path, *, fingerprint: str, hear: Callable[[bytes], bytes] = bytes
+) -> tuple[Standing, Arrays] | None:
+    """Return what was written for this very training; None if there is none or it is damaged.
+
+    Args:
+        path: the file.
+        fingerprint: of this training.
+        hear: turns what this worker has into what the first one has, nothing into nothing.
+    """
+    data = b""
+    with contextlib.suppress(OSError):
+        data = path.read_bytes()
     try:
-        # np.load leaves a damaged file open when it is given a path.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with np.load(io.BytesIO(hear(data)), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         standing = msgspec.json.decode(arrays.pop(_STANDING).tobytes(), type=Standing)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError):

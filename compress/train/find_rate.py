@@ -85,7 +85,8 @@ def find_learning_rate(
         with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
             for at, (x, y) in enumerate(batches):
                 # The loss of a batch is taken before its step, so it tells of the rates before.
-                loss = float(step.update(x, y, at=at, rate=float(rates[at]), momentum=None))
+                rate = float(rates[at])
+                loss = float(step.update(x, y, samples=len(x), at=at, rate=rate, momentum=None))
                 mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
                 losses.append(mean / (1 - _SMOOTHING ** (at + 1)))
                 if not math.isfinite(losses[-1]) or losses[-1] > _HOPELESS * min(losses):

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from compress.data.augment import augment_batch
-from compress.data.task import Task
-from compress.train.batches import ahead, cut, read_batch
+from compress.data.task import Split, Task
+from compress.train.batches import Batch, ahead, cut, read_batch
 from compress.train.checkpoint import (
     EpochEnd,
     Standing,
@@ -23,6 +24,7 @@ from compress.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from compress.train.distribute import Worker
 from compress.train.draws import order
 from compress.train.logs import TensorBoard, write_csv
 from compress.train.losses import (
@@ -160,6 +162,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     keep_from: int = 1,
     files: TrainingFiles | None = None,
+    worker: Worker | None = None,
 ) -> History:
     """Train a Keras model in place on ``task.train``, watching ``task.validation``.
 
@@ -181,6 +184,8 @@ def fit(
         on_epoch: told about the end of each epoch; what it raises ends the training.
         keep_from: first epoch, counted from 1, that early stopping may judge and keep.
         files: what is left on disk meanwhile; None leaves nothing.
+        worker: which part of each batch is computed here, inside ``distribute.joined``; None is all
+            of it. What it reports is the same at every worker; the first one's checkpoint counts.
 
     Raises:
         UserError: if the batch is larger than the training split, early stopping or the schedule
@@ -193,8 +198,10 @@ def fit(
         import tensorflow as tf
         import tf_keras
 
+    worker = worker or Worker()
     why_not = (
         why_not_fitted(task, config)
+        or _why_not_shared(worker, task, config)
         or why_not_trained(model, task)
         or why_not_dropped(model, config.regularise)
     )
@@ -217,6 +224,7 @@ def fit(
         on_epoch=on_epoch,
         keep_from=keep_from,
         files=files or TrainingFiles(),
+        worker=worker,
     )
     with _computing_in(config.precision), contextlib.closing(step):
         return training.run()
@@ -252,6 +260,7 @@ class Training:
         on_epoch: OnEpoch | None,
         keep_from: int,
         files: TrainingFiles,
+        worker: Worker,
     ) -> None:
         import tf_keras
 
@@ -264,6 +273,7 @@ class Training:
         self.on_epoch = on_epoch
         self.keep_from = keep_from
         self.files = files
+        self.worker = worker
         self.ends: list[EpochEnd] = []
         self.best_epoch: int | None = None
         self.best_weights: list[Any] = []
@@ -285,7 +295,7 @@ class Training:
                 if board is not None:
                     board.write(self.ends[-1])
         except KeyboardInterrupt:
-            if self.between_steps:
+            if self.between_steps and self.worker.count == 1:  # others may be at another step
                 self._save()
             raise
         finally:
@@ -346,13 +356,18 @@ class Training:
         """Make the steps of an epoch that are not ``done`` yet, one a batch."""
         train = self.task.train
         parts = cut(order(len(train), seed=self.seed, epoch=epoch), self.config.batch_size)[done:]
-        batches = ahead(partial(read_batch, self.task, train), parts)
+        batches = self._read(train, parts)
         with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
             for index, (x, y) in enumerate(batches, start=done):
                 at = epoch * self.steps_per_epoch + index
                 self.callbacks.on_train_batch_begin(index)
                 loss = self.step.update(
-                    x, y, at=at, rate=self._rate(at), momentum=self._momentum(at)
+                    x,
+                    y,
+                    samples=len(parts[index - done]),
+                    at=at,
+                    rate=self._rate(at),
+                    momentum=self._momentum(at),
                 )
                 self.losses.append((at, loss))
                 self.callbacks.on_train_batch_end(index)
@@ -366,15 +381,21 @@ class Training:
         parts = cut(np.arange(len(train)), self.config.batch_size)
         self.step.forget_sums()
         self.callbacks.on_train_batch_begin(0)
-        batches = ahead(partial(read_batch, self.task, train), parts)
+        batches = self._read(train, parts)
         with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
             for index, (x, y) in enumerate(batches):
-                share = len(parts[index]) / len(train)
-                loss = self.step.accumulate(x, y, at=epoch * len(parts) + index, share=share)
+                samples = len(parts[index])
+                at, share = epoch * len(parts) + index, samples / len(train)
+                loss = self.step.accumulate(x, y, samples=samples, at=at, share=share)
                 self.losses.append((epoch, loss))
         self.step.descend(rate=self._rate(epoch), momentum=self._momentum(epoch))
         self.callbacks.on_train_batch_end(0)
         self._save_if_due()
+
+    def _read(self, split: Split, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        """Yield what this worker computes of each batch."""
+        own = [self.worker.part(part) for part in parts]
+        return ahead(partial(read_batch, self.task, split), own)
 
     def _rate(self, at: int) -> float:
         return learning_rate(
@@ -403,10 +424,10 @@ class Training:
         if len(self.task.validation):
             self.step.reset()
             parts = cut(np.arange(len(self.task.validation)), self.config.batch_size)
-            batches = ahead(partial(read_batch, self.task, self.task.validation), parts)
+            batches = self._read(self.task.validation, parts)
             with contextlib.closing(batches):  # type: ignore[type-var]  # a generator
-                for x, y in batches:
-                    self.step.evaluate(x, y)
+                for part, (x, y) in zip(parts, batches, strict=True):
+                    self.step.evaluate(x, y, samples=len(part))
             seen = {f"val_{name}": value for name, value in self.step.metrics().items()}
             self._require_finite("val_loss", seen["val_loss"], "its end")
             metrics.update(seen)
@@ -472,7 +493,7 @@ class Training:
         if path is None:
             return
         self.fingerprint = self._fingerprint()
-        found = read_checkpoint(path, fingerprint=self.fingerprint)
+        found = read_checkpoint(path, fingerprint=self.fingerprint, hear=self.worker.hear_first)
         if found is None:
             return
         standing, arrays = found
@@ -487,8 +508,15 @@ class Training:
     def _save_if_due(self) -> None:
         """Keep a checkpoint from time to time, so that writing takes at most a few percent."""
         every = self.files.every_seconds
+        alone = self.worker.count == 1
+        if not self.files.checkpoint or (
+            every and not alone and self.step.steps % _STEPS_BETWEEN_LOOKS
+        ):
+            return
         pause = max(every, 50 * self.saving_seconds) if every else 0.0
-        if self.files.checkpoint and time.monotonic() - self.saved_at >= pause:
+        due = time.monotonic() - self.saved_at >= pause
+        # All save at one step: some of what is written is a sum over the workers.
+        if due if alone else self.worker.hear_first(b"due" if due else b""):
             self._look_at_losses()
             self._save()
 
@@ -501,7 +529,8 @@ class Training:
         standing = Standing(
             fingerprint=self.fingerprint, epochs=tuple(self.ends), best_epoch=self.best_epoch
         )
-        write_checkpoint(self.files.checkpoint, standing, arrays)
+        if self.worker.first:
+            write_checkpoint(self.files.checkpoint, standing, arrays)
         self.saved_at = time.monotonic()
         self.saving_seconds = self.saved_at - began
 
@@ -558,6 +587,15 @@ def why_not_fitted(task: Task, config: Fit) -> str | None:
             "leave it at float32"
         )
     return None
+
+
+def _why_not_shared(worker: Worker, task: Task, config: Fit) -> str | None:
+    """Say why this training cannot be shared between accelerators, or None if it can."""
+    if worker.accelerators == 1:
+        return None
+    if config.xla:
+        return "xla: several accelerators cannot exchange gradients inside of it; leave it out"
+    return worker.why_not_shared(batch_size=config.batch_size, samples=len(task.train))
 
 
 def _why_not_watched(names: Sequence[str], task: Task, config: Fit) -> str | None:

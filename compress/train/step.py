@@ -1,11 +1,14 @@
 """What one batch does to the weights: the part of the loop that runs as a TensorFlow graph.
 
-Everything that holds state is made here, under the strategy of ``tf.distribute`` that is in force.
+Everything that holds state is made here, under the strategy of ``tf.distribute`` that is in force. With
+several accelerators each computes its part of a batch; sums over all of them move the weights, so that
+these move as with one, up to the order of summation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from compress.train.draws import Draws, drawing_from
@@ -74,7 +77,8 @@ class Step:
         self._seed = seed
         self._augment = augment
         self._draws = Draws()
-        with tf.distribute.get_strategy().scope():
+        self._strategy = tf.distribute.get_strategy()
+        with self._strategy.scope():
             self.optimizer = keras_optimizer(
                 optimizer,
                 weight_decay=regularise.weight_decay,
@@ -93,7 +97,15 @@ class Step:
                 else None
             )
             self._sums = (
-                [tf.Variable(tf.zeros_like(w), trainable=False) for w in model.trainable_variables]
+                [
+                    tf.Variable(
+                        tf.zeros(w.shape, w.dtype),
+                        trainable=False,
+                        synchronization=tf.VariableSynchronization.ON_READ,
+                        aggregation=tf.VariableAggregation.SUM,
+                    )
+                    for w in model.trainable_variables
+                ]
                 if isinstance(optimizer, GradientDescent)
                 else []
             )
@@ -106,32 +118,35 @@ class Step:
         x, y = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in example)
         number, whole = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int64)
         graph = {"jit_compile": True} if xla else {}
-        self._update = tf.function(self._one_update, [x, y, whole, number, number], **graph)
-        self._accumulate = tf.function(self._one_share, [x, y, whole, number], **graph)
+        self._update = tf.function(self._one_update, [x, y, whole, whole, number, number], **graph)
+        self._accumulate = tf.function(self._one_share, [x, y, whole, whole, number], **graph)
         self._apply_sums = tf.function(self._one_descent, [number, number], **graph)
-        self._evaluate = tf.function(self._one_evaluation, [x, y], **graph)
+        self._evaluate = tf.function(self._one_evaluation, [x, y, whole], **graph)
         self._xla = xla
 
     @property
     def steps(self) -> int:
         """Steps made so far, as the graph counts them: never out of step with the weights."""
-        return int(self.optimizer.iterations)
+        return int(self.optimizer.iterations.numpy())
 
-    def update(self, x: Any, y: Any, *, at: int, rate: float, momentum: float | None) -> Any:
+    def update(
+        self, x: Any, y: Any, *, samples: int, at: int, rate: float, momentum: float | None
+    ) -> Any:
         """Move the weights by one batch; return its loss, a scalar tensor, without the penalty.
 
         Args:
-            x: inputs, ``(b, ...)``.
+            x: inputs of this worker's part of the batch, ``(b, ...)``.
             y: targets, ``(b, outputs)``.
+            samples: in the whole batch.
             at: batches before this one, over all epochs: it decides what is drawn.
             rate: the learning rate.
             momentum: the momentum; None leaves the optimizer's.
         """
-        return self._compiled(self._update, x, y, at, rate, momentum or 0.0)
+        return self._compiled(self._update, x, y, samples, at, rate, momentum or 0.0)
 
-    def accumulate(self, x: Any, y: Any, *, at: int, share: float) -> Any:
+    def accumulate(self, x: Any, y: Any, *, samples: int, at: int, share: float) -> Any:
         """Add ``share`` of a batch's gradient up; return its loss. See ``update``."""
-        return self._compiled(self._accumulate, x, y, at, share)
+        return self._compiled(self._accumulate, x, y, samples, at, share)
 
     def descend(self, *, rate: float, momentum: float | None) -> None:
         """Move the weights by the gradients that were added up, and forget these."""
@@ -139,12 +154,14 @@ class Step:
 
     def forget_sums(self) -> None:
         """Forget gradients that were added up and not used."""
-        for total in self._sums:
-            total.assign(total * 0)
+        import tensorflow as tf
 
-    def evaluate(self, x: Any, y: Any) -> None:
-        """Let the metrics see a batch; nothing is trained."""
-        self._compiled(self._evaluate, x, y)
+        for total in self._sums:
+            total.assign(tf.zeros(total.shape, total.dtype))
+
+    def evaluate(self, x: Any, y: Any, *, samples: int) -> None:
+        """Let the metrics see this worker's part of a batch of ``samples``; nothing is trained."""
+        self._compiled(self._evaluate, x, y, samples)
 
     def metrics(self) -> dict[str, float]:
         """Return the mean loss and the metrics over what they have seen."""
@@ -179,35 +196,80 @@ class Step:
         if self._momentum is not None:
             setattr(self.optimizer, self._momentum, self._first_momentum)
 
-    def _one_update(self, x: Any, y: Any, at: Any, rate: Any, momentum: Any) -> Any:
-        loss, gradients = self._gradients(x, y, at, 1.0)
-        self._move(gradients, rate, momentum)
+    def _one_update(  # noqa: PLR0917  # a graph takes what it takes in order
+        self, x: Any, y: Any, samples: Any, at: Any, rate: Any, momentum: Any
+    ) -> Any:
+        def update() -> Any:
+            loss, gradients = self._gradients(*self._part(x, y, samples), at, 1.0)
+            self._apply(gradients)
+            return loss
+
+        self._set(rate, momentum)
+        loss = self._everywhere(update)
+        self._limit()
         return loss
 
-    def _one_share(self, x: Any, y: Any, at: Any, share: Any) -> Any:
+    def _one_share(self, x: Any, y: Any, samples: Any, at: Any, share: Any) -> Any:
         import tensorflow as tf
 
-        loss, gradients = self._gradients(x, y, at, share)
-        for total, gradient in zip(self._sums, gradients, strict=True):
-            if gradient is not None:
-                total.assign_add(tf.convert_to_tensor(gradient))
-        return loss
+        def add() -> Any:
+            loss, gradients = self._gradients(*self._part(x, y, samples), at, share)
+            for total, gradient in zip(self._sums, gradients, strict=True):
+                if gradient is not None:
+                    total.assign_add(tf.convert_to_tensor(gradient))
+            return loss
+
+        return self._everywhere(add)
 
     def _one_descent(self, rate: Any, momentum: Any) -> None:
-        self._move([total.read_value() for total in self._sums], rate, momentum)
-        self.forget_sums()
+        def descend() -> None:
+            self._apply([total.read_value() for total in self._sums])
+            self.forget_sums()
 
-    def _one_evaluation(self, x: Any, y: Any) -> None:
-        outputs = self.model(x, training=False)
-        self.model.compiled_loss(y, outputs)
-        self.model.compiled_metrics.update_state(y, outputs)
+        self._set(rate, momentum)
+        self._everywhere(descend)
+        self._limit()
 
-    def _gradients(self, x: Any, y: Any, at: Any, share: Any) -> tuple[Any, list[Any]]:
-        """Return the loss of a batch and ``share`` of the gradients, and let the metrics see it."""
+    def _one_evaluation(self, x: Any, y: Any, samples: Any) -> None:
+        def evaluate() -> None:
+            part, targets, _ = self._part(x, y, samples)
+            outputs = self.model(part, training=False)
+            self.model.compiled_loss(targets, outputs)
+            self.model.compiled_metrics.update_state(targets, outputs)
+
+        self._everywhere(evaluate)
+
+    def _everywhere(self, run: Callable[[], Any]) -> Any:
+        """Trace ``run`` for each accelerator of this worker; return what the first of them gives."""
+        return self._strategy.experimental_local_results(self._strategy.run(run))[0]
+
+    def _part(self, x: Any, y: Any, samples: Any) -> tuple[Any, Any, Any]:
+        """Return what of a worker's part one accelerator takes, and its share of the whole batch."""
+        import tensorflow as tf
+
+        count = self._strategy.num_replicas_in_sync
+        if count == 1:
+            return x, y, 1.0
+        own = len(self._strategy.extended.worker_devices)
+        at = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+        worker, begin, end = (n * samples // count for n in (at // own * own, at, at + 1))
+        here = slice(begin - worker, end - worker)
+        share = tf.cast(end - begin, tf.float32) / tf.cast(samples, tf.float32)
+        return x[here], y[here], share
+
+    def _gradients(self, x: Any, y: Any, part: Any, at: Any, share: Any) -> tuple[Any, list[Any]]:
+        """Return the loss of a batch and ``share`` of the gradients, and let the metrics see it.
+
+        ``part`` of the batch is what is given; the gradients are those of this part alone.
+        """
         import tensorflow as tf
 
         model, regularise, draws = self.model, self._regularise, self._draws
+        count = self._strategy.num_replicas_in_sync
         seed = tf.stack([tf.constant(self._seed, tf.int64), at])
+        if count > 1:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            seed = tf.random.fold_in(seed, tf.cast(replica, tf.int64), alg="philox")
         draws.begin(seed)
         if self._augment is not None:
             x, y = self._augment(x, y, seed)
@@ -219,30 +281,40 @@ class Step:
             tf.GradientTape() as tape,
             drawing_from(model, draws),
             dropping(model, regularise, drop),
+            _normalising_together(model, count),
         ):
             outputs = model(x, training=True)
-            loss = model.compiled_loss(y, outputs)
+            loss = model.compiled_loss(y, outputs) * count  # Keras divides by it
             own = sum(model.losses, tf.constant(0.0))  # what the network's own layers add
             # l1 has no gradient at 0: its step comes after the optimizer's.
             smooth = own + penalty(Regularise(l2=regularise.l2), self._kernels)
-            objective = (loss + smooth) * share
+            objective = (loss + smooth) * (share * part)
         model.compiled_metrics.update_state(y, outputs)
         if self._penalty is not None:
             self._penalty.update_state(
                 smooth + penalty(Regularise(l1=regularise.l1), self._kernels)
             )
-        return loss, tape.gradient(objective, model.trainable_variables)
+        gradients = tape.gradient(objective, model.trainable_variables)
+        if count > 1:
+            loss = tf.distribute.get_replica_context().all_reduce("SUM", loss * part)
+        return loss, gradients
 
-    def _move(self, gradients: list[Any], rate: Any, momentum: Any) -> None:
-        """Take one step of the optimizer, then those of l1 and of the largest norm."""
+    def _set(self, rate: Any, momentum: Any) -> None:
+        """Set what moves from step to step."""
+        self.optimizer.learning_rate.assign(rate)
+        if self._momentum is not None:
+            getattr(self.optimizer, self._momentum).assign(momentum)
+
+    def _apply(self, gradients: list[Any]) -> None:
+        """Take one step of the optimizer, along the sum of all accelerators' gradients."""
+        pairs = zip(gradients, self.model.trainable_variables, strict=True)
+        self.optimizer.apply_gradients([(g, weight) for g, weight in pairs if g is not None])
+
+    def _limit(self) -> None:
+        """Take the steps of l1 and of the largest norm, which come after the optimizer's."""
         import tensorflow as tf
 
         optimizer, regularise = self.optimizer, self._regularise
-        optimizer.learning_rate.assign(rate)
-        if self._momentum is not None:
-            getattr(optimizer, self._momentum).assign(momentum)
-        pairs = zip(gradients, self.model.trainable_variables, strict=True)
-        optimizer.apply_gradients([(g, weight) for g, weight in pairs if g is not None])
         if regularise.l1:
             size_of = tf.autograph.experimental.do_not_convert(step_size)  # it knows no match
             for weight in self._kernels:
@@ -265,3 +337,18 @@ class Step:
             raise UserError(
                 f"xla: this network cannot be compiled: {reason}; leave xla out"
             ) from error
+
+
+@contextlib.contextmanager
+def _normalising_together(model: Any, count: int) -> Iterator[None]:
+    """Let batch normalisation see the whole batch inside the block, not one accelerator's part."""
+    changed = []
+    try:
+        for layer in model.submodules if count > 1 else ():
+            if "synchronized" in layer.__dict__:
+                changed.append((layer, layer.synchronized, layer.fused))
+                layer.__dict__.update(synchronized=True, fused=False)
+        yield
+    finally:
+        for layer, synchronized, fused in changed:
+            layer.__dict__.update(synchronized=synchronized, fused=fused)
