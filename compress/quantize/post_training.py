@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -192,8 +193,37 @@ def why_not_quantized(model: Any, step: OnnxStep) -> dict[str, str]:
             return {}
 
 
+def static_ranges(model: Any, step: QuantizeStatic, task: Task) -> Any:
+    """Return the calibrated ranges of a float model's tensors, for ``quantize_static``.
+
+    They depend on the calibration of the step alone: models that differ in what they exclude share
+    them.
+
+    Args:
+        model: a float ``ModelProto`` with one input.
+        step: its ``calibration`` and ``percentile`` say how.
+        task: its ``calibration.x`` is run through the model.
+
+    Raises:
+        UserError: as ``calibrate`` does.
+    """
+    with _quiet():
+        return calibrate(
+            model,
+            task.calibration.x,
+            method=step.calibration,
+            percentile=step.percentile or 99.99,
+            operators=_STATIC_OPERATORS,
+        )
+
+
 def quantize_static(
-    model: Any, step: QuantizeStatic, task: Task, *, learned: Learned | None = None
+    model: Any,
+    step: QuantizeStatic,
+    task: Task,
+    *,
+    learned: Learned | None = None,
+    ranges: Any = None,
 ) -> Any:
     """Return a ``ModelProto`` with QuantizeLinear and DequantizeLinear around its operators (QDQ).
 
@@ -205,6 +235,7 @@ def quantize_static(
         step: how to quantize.
         task: its ``calibration.x`` gives the ranges.
         learned: takes the place of calibration where training has found the ranges.
+        ranges: what ``static_ranges`` gave for this model; by default they are calibrated now.
 
     Raises:
         UserError: if the model is quantized already, too old or without weights, if ``exclude``
@@ -227,14 +258,8 @@ def quantize_static(
             else "model: static quantization needs a Conv, Gemm or MatMul with stored weights"
         )
     target = step.target or this_target()
+    ranges = static_ranges(model, step, task) if ranges is None else copy.deepcopy(ranges)
     with _quiet():
-        ranges = calibrate(
-            model,
-            task.calibration.x,
-            method=step.calibration,
-            percentile=step.percentile or 99.99,
-            operators=_STATIC_OPERATORS,
-        )
         if learned is not None:
             _put_learned(ranges, model.graph, learned)
         one_scale = {
