@@ -7,13 +7,15 @@ several times, runs small blocks of all sessions in random order, and is itself 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,12 +33,15 @@ from deploy.bench_child import (
     Refused,
     Timed,
     TimeJob,
+    TooLarge,
 )
 from deploy.errors import UserError
 from deploy.intervals import bootstrap_mean
 from deploy.machine import this_environment
+from deploy.memory import DoesNotFitError
 from deploy.record import Environment, Interval, Latency, Measurement, Record, SessionOptions
 from deploy.session import require_startable
+from deploy.sizes import format_size
 
 Milliseconds = npt.NDArray[np.float64]
 
@@ -73,6 +78,10 @@ class Bench(Record, frozen=True):
     """About how long a session runs at a time; a slower call is a block of its own."""
     time_limit_s: Annotated[float, Meta(gt=0)] = 300.0
     """When a single process is given up."""
+    arena: bool = True
+    """As in ``SessionOptions``."""
+    mmap: bool = False
+    """As in ``SessionOptions``."""
 
     def __post_init__(self) -> None:
         require_startable(self.threads)  # here: before a recipe trains for an hour
@@ -80,7 +89,7 @@ class Bench(Record, frozen=True):
     @property
     def session(self) -> SessionOptions:
         """The options that are timed, which are the ones that ship."""
-        return SessionOptions(threads=self.threads)
+        return SessionOptions(threads=self.threads, arena=self.arena, mmap=self.mmap)
 
 
 def bench(
@@ -90,6 +99,7 @@ def bench(
     seed: int,
     names: Sequence[str] | None = None,
     inputs: npt.NDArray[Any] | None = None,
+    memory_limit_bytes: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
     """Time ONNX models on this machine, interleaved, each in several sessions and processes.
@@ -104,53 +114,35 @@ def bench(
         seed: decides the order of everything, the random inputs and the bootstrap.
         names: what warnings call the models; by default the names of the files.
         inputs: model inputs ``(n, ...)`` to run on; by default random ones.
+        memory_limit_bytes: what a process that opens a model, and runs one sample and one batch,
+            may hold in all; None for as much as it asks for.
         on_progress: called with processes done and processes in all.
 
     Raises:
+        DoesNotFitError: if a model needs more than the limit; it says how much.
         UserError: if a file is missing or no model of this kind, the inputs do not fit, or a
             process that ran a model crashed, was killed or took too long.
     """
-    if not models:
-        raise UserError("bench: needs one model or more, got none")
-    if os.name != "posix":
-        raise UserError(f"bench: needs Linux or macOS to read a process's memory, got {os.name}")
     environment = this_environment()
     rng = np.random.default_rng(seed)
-    files = tuple(str(path.absolute()) for path in models)
-    opened: list[list[Opened]] = [[] for _ in files]
+    opened: list[list[Opened]] = [[] for _ in models]
     timed: list[Timed] = []
-    total = len(files) * _OPENINGS + settings.processes
-    with tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch:
-        conditions = Conditions(
-            session=settings.session,
-            batch=settings.batch,
-            seed=seed,
-            inputs=_save(inputs, Path(scratch, "inputs.npy")),
-            trace=str(Path(scratch, "trace")),
-        )
+    total = len(models) * _OPENINGS + settings.processes
+    with children(models, settings, seed=seed, inputs=inputs) as run:
 
         def progress() -> None:
             if on_progress is not None:
                 on_progress(sum(map(len, opened)) + len(timed), total)
 
         for _ in range(_OPENINGS):
-            for index in rng.permutation(len(files)):
-                job = OpenJob(models=(files[index],), conditions=conditions)
-                opened[index].append(_run_child(job, Opened, settings.time_limit_s))
+            for index in rng.permutation(len(models)):
+                opened[index].append(run.opened(index, memory_limit_bytes))
                 progress()
         for process in range(settings.processes):
-            timing = TimeJob(
-                models=files,
-                conditions=conditions,
-                process=process,
-                sessions=settings.sessions_per_process,
-                rounds=settings.rounds,
-                block_ms=settings.block_ms,
-            )
-            timed.append(_run_child(timing, Timed, settings.time_limit_s))
+            timed.append(run.timed(process))
             progress()
     latencies = tuple(
-        _latency(index, timed, opened[index], settings.batch, rng) for index in range(len(files))
+        _latency(index, timed, opened[index], settings.batch, rng) for index in range(len(models))
     )
     return Measurement(
         environment=environment,
@@ -162,6 +154,90 @@ def bench(
             names or [path.name for path in models], environment, settings, timed, latencies
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """The processes that a bench may ask: each call is one, which does not outlive it."""
+
+    files: tuple[str, ...]
+    settings: Bench
+    conditions: Conditions
+
+    def opened(self, index: int, memory_limit_bytes: int | None = None) -> Opened:
+        """Open one model in a fresh process and run it.
+
+        Raises:
+            DoesNotFitError: if it needs more than the limit; it says how much.
+            UserError: if it cannot be opened or run, or takes too long.
+        """
+        job = OpenJob(
+            models=(self.files[index],),
+            conditions=self.conditions,
+            memory_limit_bytes=memory_limit_bytes,
+        )
+        try:
+            return _run_child(job, Opened, self.settings.time_limit_s)
+        except DoesNotFitError as error:
+            free = msgspec.structs.replace(job, memory_limit_bytes=None)
+            needed = _run_child(free, Opened, self.settings.time_limit_s)
+            raise DoesNotFitError(
+                f"{self.files[index]}: does not fit into {format_size(memory_limit_bytes or 0)}: "
+                f"one sample needed {format_size(needed.peak_rss_bytes)}, a batch of "
+                f"{self.conditions.batch} {format_size(needed.batch_peak_rss_bytes)}, of which "
+                f"{format_size(needed.empty_rss_bytes)} before the model was opened; raise the "
+                "limit, turn the arena off, lower the batch or take a smaller model"
+            ) from error
+
+    def timed(self, process: int) -> Timed:
+        """Time several sessions of every model, interleaved, in the process of this number.
+
+        Raises:
+            UserError: if a model cannot be opened or run, or the process takes too long.
+        """
+        job = TimeJob(
+            models=self.files,
+            conditions=self.conditions,
+            process=process,
+            sessions=self.settings.sessions_per_process,
+            rounds=self.settings.rounds,
+            block_ms=self.settings.block_ms,
+        )
+        return _run_child(job, Timed, self.settings.time_limit_s)
+
+
+@contextlib.contextmanager
+def children(
+    models: Sequence[Path],
+    settings: Bench,
+    *,
+    seed: int,
+    inputs: npt.NDArray[Any] | None = None,
+) -> Iterator[Children]:
+    """Make ready what the processes of a bench share; arguments are those of ``bench``.
+
+    Raises:
+        UserError: if there are no models, or the system is none that can be measured on.
+    """
+    if not models:
+        raise UserError("bench: needs one model or more, got none")
+    if os.name != "posix":
+        raise UserError(f"bench: needs Linux or macOS to read a process's memory, got {os.name}")
+    with tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch:
+        conditions = Conditions(
+            session=settings.session,
+            batch=settings.batch,
+            seed=seed,
+            inputs=_save(inputs, Path(scratch, "inputs.npy")),
+            trace=str(Path(scratch, "trace")),
+        )
+        yield Children(tuple(str(path.absolute()) for path in models), settings, conditions)
+
+
+def log_p50(timed: Sequence[Timed], index: int) -> npt.NDArray[np.float64]:
+    """Return the logarithm of a model's median time in ms, one value a process, ``(n,)``."""
+    mean: npt.NDArray[np.float64] = np.log(_gather(timed, index, "p50_ms")).mean(axis=1)
+    return mean
 
 
 def speedup(reference: Milliseconds, candidate: Milliseconds, rng: np.random.Generator) -> Interval:
@@ -188,7 +264,7 @@ def _latency(
     rng: np.random.Generator,
 ) -> Latency:
     p50 = _gather(timed, index, "p50_ms")
-    across = bootstrap_mean(np.log(p50).mean(axis=1), rng)
+    across = bootstrap_mean(log_p50(timed, index), rng)
     return Latency(
         p50_ms=Interval(
             value=math.exp(across.value), low=math.exp(across.low), high=math.exp(across.high)
@@ -204,6 +280,7 @@ def _latency(
         batch=batch,
         load_ms=float(np.median([seen.load_ms for seen in opened])),
         peak_rss_bytes=int(np.median([seen.peak_rss_bytes for seen in opened])),
+        empty_rss_bytes=int(np.median([seen.empty_rss_bytes for seen in opened])),
     )
 
 
@@ -278,6 +355,8 @@ def _run_child(job: OpenJob | TimeJob, kind: type[_Seen], time_limit_s: float) -
     if child.returncode != 0:
         raise UserError(f"{_at(job)}: the process that ran it {_end_of(child)}")
     outcome: Outcome = msgspec.json.decode(child.stdout, type=Outcome)
+    if isinstance(outcome, TooLarge):
+        raise DoesNotFitError(f"{_at(job)}: does not fit")
     if isinstance(outcome, Refused):
         raise UserError(outcome.reason)
     if not isinstance(outcome, kind):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.errors import UserError
+from deploy.memory import DoesNotFitError, limited_memory, peak_rss_bytes
 from deploy.record import Record, SessionOptions
 from deploy.session import Model, open_model
 
@@ -49,6 +49,9 @@ class Job(Record, frozen=True):
 class OpenJob(Job, frozen=True, tag_field="kind", tag="open"):
     """Open one model in this fresh process and run it."""
 
+    memory_limit_bytes: int | None = None
+    """What the process may hold in all; None for as much as it asks for."""
+
 
 class TimeJob(Job, frozen=True, tag_field="kind", tag="time"):
     """Time several sessions of every model, interleaved."""
@@ -64,8 +67,12 @@ class Opened(Record, frozen=True, tag_field="kind", tag="opened"):
 
     load_ms: float
     """From file to session; importing ONNX Runtime comes before."""
+    empty_rss_bytes: int
+    """Peak before the model was opened: Python, numpy and ONNX Runtime."""
     peak_rss_bytes: int
-    """Of the whole process: Python, numpy, ONNX Runtime, the model and one run of one sample."""
+    """Of the whole process: those, the model and one run of one sample."""
+    batch_peak_rss_bytes: int
+    """Of the whole process, one run at the batch included."""
 
 
 class SessionTimes(Record, frozen=True):
@@ -94,7 +101,11 @@ class Refused(Record, frozen=True, tag_field="kind", tag="refused"):
     reason: str
 
 
-Outcome = Opened | Timed | Refused
+class TooLarge(Record, frozen=True, tag_field="kind", tag="too_large"):
+    """The limit of memory was too low."""
+
+
+Outcome = Opened | Timed | Refused | TooLarge
 
 
 def main() -> None:
@@ -108,6 +119,8 @@ def main() -> None:
     outcome: Outcome
     try:
         outcome = _open(job, at) if isinstance(job, OpenJob) else _time(job, at)
+    except DoesNotFitError:
+        outcome = TooLarge()
     except UserError as error:
         outcome = Refused(reason=str(error))
     sys.stdout.buffer.write(msgspec.json.encode(outcome))
@@ -115,28 +128,25 @@ def main() -> None:
 
 def _open(job: OpenJob, at: Callable[[int], None]) -> Opened:
     at(0)
-    start = time.perf_counter_ns()
-    model = open_model(Path(job.models[0]), job.conditions.session)
-    load_ms = (time.perf_counter_ns() - start) / 1e6
-    inputs = _inputs(model, job.conditions)
-    model.run(inputs[:1])
-    peak = _peak_rss_bytes()
-    model.run(inputs)  # a model that cannot run at this batch is better met here than while timing
-    return Opened(load_ms=load_ms, peak_rss_bytes=peak)
+    path, conditions = Path(job.models[0]), job.conditions
+    empty = peak_rss_bytes()
+    with limited_memory(job.memory_limit_bytes):
+        start = time.perf_counter_ns()
+        model = open_model(path, conditions.session)
+        load_ms = (time.perf_counter_ns() - start) / 1e6
+        model.run(_inputs(model, conditions, 1))
+        peak = peak_rss_bytes()
+        # A model that cannot run at this batch is better met here than while timing.
+        model.run(_inputs(model, conditions, conditions.batch))
+    return Opened(
+        load_ms=load_ms,
+        empty_rss_bytes=empty,
+        peak_rss_bytes=peak,
+        batch_peak_rss_bytes=peak_rss_bytes(),
+    )
 
 
-def _peak_rss_bytes() -> int:
-    # ru_maxrss of Linux survives exec and so holds the parent's peak too; VmHWM does not.
-    status = Path("/proc/self/status")
-    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(peak[1]) * 1024
-    import resource  # here: POSIX only
-
-    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak_rss if sys.platform == "darwin" else peak_rss * 1024
-
-
-def _inputs(model: Model, conditions: Conditions) -> npt.NDArray[Any]:
+def _inputs(model: Model, conditions: Conditions, batch: int) -> npt.NDArray[Any]:
     """Return ``batch`` inputs: those given, over and over, or random ones."""
     if model.fixed_batch is not None and conditions.batch != model.fixed_batch:
         raise UserError(
@@ -144,14 +154,15 @@ def _inputs(model: Model, conditions: Conditions) -> npt.NDArray[Any]:
             f"{conditions.batch}; bench it with a batch of 1"
         )
     if conditions.inputs is None:
-        return random_inputs(model, conditions.batch, seed=conditions.seed)
-    given = np.load(conditions.inputs, allow_pickle=False)
+        return random_inputs(model, batch, seed=conditions.seed)
+    # Mapped: samples that are not used are no part of the peak of memory.
+    given = np.load(conditions.inputs, mmap_mode="r", allow_pickle=False)
     if given.shape[1:] != model.input_shape or len(given) == 0:
         raise UserError(
             f"{model.where}: inputs of shape {given.shape} do not fit the input "
             f"{model.input_name!r}, which takes (n, {', '.join(map(str, model.input_shape))})"
         )
-    rows = np.arange(conditions.batch) % len(given)
+    rows = np.arange(batch) % len(given)
     return np.ascontiguousarray(model.cast(given[rows]))
 
 
@@ -223,7 +234,7 @@ def _time(job: TimeJob, at: Callable[[int], None]) -> Timed:
     for index in places:
         at(index)
         model = open_model(Path(job.models[index]), job.conditions.session)
-        inputs = _inputs(model, job.conditions)
+        inputs = _inputs(model, job.conditions, job.conditions.batch)
         one = np.ascontiguousarray(inputs[:1])
         single.append(_Lane(index=index, model=model, inputs=one))
         batched.append(_Lane(index=index, model=model, inputs=inputs))

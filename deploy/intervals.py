@@ -99,6 +99,23 @@ def bootstrap_mean(values: npt.NDArray[np.float64], rng: np.random.Generator) ->
     return Interval(value=float(values.mean()), low=float(low), high=float(high))
 
 
+def student_interval(values: npt.NDArray[np.float64], *, error: float) -> Interval:
+    """Return the mean of a few independent values with Student's interval.
+
+    Args:
+        values: one value per independent unit, ``(n,)``, n >= 2.
+        error: the probability that the interval misses the truth, both sides together.
+
+    >>> interval = student_interval(np.array([1.0, 2.0, 3.0]), error=0.05)
+    >>> f"{interval.low:.3f} {interval.value:.1f} {interval.high:.3f}"
+    '-0.484 2.0 4.484'
+    """
+    n = len(values)
+    mean = float(values.mean())
+    half = student_quantile(1 - error / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Interval(value=mean, low=mean - half, high=mean + half)
+
+
 def student_quantile(probability: float, freedom: int) -> float:
     """Return the quantile of Student's t for 0.5 <= probability < 1, by bisection.
 

@@ -26,7 +26,7 @@ INT8_OPERATORS = frozenset(
 )  # fmt: skip
 """Operators of ONNX Runtime that multiply 8-bit integers."""
 
-_FLOAT_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm",
+FLOAT_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm",
                               "FusedMatMul", "MatMulNBits"})  # fmt: skip
 # Graph optimisers let these vanish into the product that they follow.
 _ABSORBED = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish",
@@ -100,7 +100,7 @@ def kernels_of(model: Any, running: Any) -> dict[str, Any]:
     weights = {found.node.output[0]: found.weight.name for found in weighted_nodes(running.graph)}
     kernels: dict[str, Any] = {}
     for node in running.graph.node:
-        if node.op_type not in INT8_OPERATORS | _FLOAT_OPERATORS:
+        if node.op_type not in INT8_OPERATORS | FLOAT_OPERATORS:
             continue
         own = owners.get(weights.get(node.output[0], ""), [])
         stem = file_name(node)

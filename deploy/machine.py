@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -177,6 +175,8 @@ def _read(path: Path) -> str | None:
 
 
 def _sysctl(*names: str) -> str:
+    import subprocess  # here: opening a model needs none of it
+
     try:
         return subprocess.run(
             ["/usr/sbin/sysctl", *names], capture_output=True, text=True, timeout=10, check=False
@@ -207,6 +207,8 @@ def _load_average() -> float | None:
 
 
 def _own_version() -> dict[str, str]:
+    import importlib.metadata  # here: it takes longer to import than a small model to open
+
     try:
         return {"lightship": importlib.metadata.version("lightship")}
     except importlib.metadata.PackageNotFoundError:  # run from a checkout

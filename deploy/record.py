@@ -104,6 +104,10 @@ class SessionOptions(Record, frozen=True):
     threads: int = 1
     disabled_optimizers: tuple[str, ...] = ("WeightBiasQuantization",)
     """ONNX Runtime >= 1.23 re-quantises excluded float layers at load unless this one is off."""
+    arena: bool = True
+    """Keep memory that a run gave back for the next one; without, a run takes and returns its own."""
+    mmap: bool = False
+    """Map a file in ORT format in place of reading it; its weights stay in the file's pages."""
 
 
 class Environment(Record, frozen=True):
@@ -142,6 +146,8 @@ class Latency(Record, frozen=True):
     """Time to open the model in a new process, median over processes."""
     peak_rss_bytes: int
     """Peak resident memory of a new process that opened the model and ran it once."""
+    empty_rss_bytes: int = 0
+    """The same before it opened the model; 0 where nobody measured it."""
 
 
 class Measurement(Record, frozen=True):

@@ -205,12 +205,27 @@ def ort_options(options: SessionOptions) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3  # errors only: ONNX Runtime's warnings are about its own passes
+    settings.log_severity_level = 4  # not even errors: each is raised as well
+    settings.enable_cpu_mem_arena = options.arena
+    if options.mmap:
+        # The second keeps the weights in the mapping; without it they are copied out again.
+        for key in ("use_memory_mapped_ort_model", "use_ort_model_bytes_for_initializers"):
+            settings.add_session_config_entry(f"session.{key}", "1")
     if options.disabled_optimizers:
         settings.add_session_config_entry(
             "optimization.disable_specified_optimizers", ";".join(options.disabled_optimizers)
         )
     return settings
+
+
+def why_not_mapped(source: Path | bytes) -> str | None:
+    """Say why a model cannot be mapped into memory, or None if it can."""
+    if not isinstance(source, Path) or source.suffix != ".ort":
+        return "ONNX Runtime maps only files in ORT format (.ort); it copies what is in others"
+    # It was added by pull request 28164; releases before let the option pass and do nothing.
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 26):
+        return f"needs ONNX Runtime 1.26 or newer, this is {ort.__version__}"
+    return None
 
 
 def open_model(source: Path | bytes, options: SessionOptions = SessionOptions()) -> Model:
@@ -222,12 +237,15 @@ def open_model(source: Path | bytes, options: SessionOptions = SessionOptions())
 
     Raises:
         UserError: if there are too many threads for this machine, or if the file is missing, is no
-            model that ONNX Runtime accepts, has more than one input or output, or has names or
-            metadata that do not decode.
+            model that ONNX Runtime accepts, has more than one input or output, has names or
+            metadata that do not decode, or is to be mapped and cannot be.
     """
     where = str(source) if isinstance(source, Path) else "model"
     if isinstance(source, Path) and not source.is_file():
         raise UserError(f"{where}: no such file; give an ONNX model")
+    why_not = why_not_mapped(source) if options.mmap else None
+    if why_not is not None:
+        raise UserError(f"{where}: mmap: {why_not}; open it without")
     settings = ort_options(options)
     try:
         session = ort.InferenceSession(

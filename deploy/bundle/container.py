@@ -230,7 +230,8 @@ def _read_folder(path: Path) -> dict[str, bytes]:
 def _read_file(path: Path, limit: int, flags: int) -> bytes:
     with os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(limit + 1) if size <= limit else b""
+        # One byte more than there should be, and not `limit`: read() makes room for all it may get.
+        content = file.read(size + 1) if size <= limit else b""
     if size > limit or len(content) > limit:
         raise BundleError(f"{path}: is larger than the {limit:,} bytes that are allowed")
     return content

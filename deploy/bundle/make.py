@@ -107,6 +107,7 @@ def bundle_run(
         session=SessionOptions(
             threads=results.session.threads,
             disabled_optimizers=results.session.disabled_optimizers,
+            arena=results.session.arena,
         ),
     )
     return _make(model, content, EvalSet.load(run / "test.npz"), known=known, label=label, out=out)

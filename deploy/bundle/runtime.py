@@ -36,6 +36,10 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def part(self, start: int, stop: int) -> Predictions:
+        """Return the answers to the samples from ``start`` to before ``stop``."""
+        return Predictions(self.scores[start:stop], self._names, logits=self._logits)
+
     @property
     def classes(self) -> npt.NDArray[np.int64]:
         """The class of the highest score of each sample, ``(n,)``; ties go to the lowest.

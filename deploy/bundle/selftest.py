@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from deploy.bundle.opened import Bundle, open_bundle
 from deploy.errors import BundleError, UserError
+from deploy.memory import is_short_of_memory
 from deploy.record import BundleId, Record
 
 
@@ -37,7 +38,8 @@ def selftest(path: Path, *, threads: int | None = None) -> Selftest:
     It passes if every sample gets its class, and every score is within the bundle's tolerance.
 
     Raises:
-        UserError: if nothing is there to test, or this ONNX Runtime is too old to test it.
+        UserError: if nothing is there to test, this ONNX Runtime is too old to test it, or memory
+            is too short to open it, which says nothing of the bundle.
     """
     try:
         bundle = open_bundle(path)
@@ -46,10 +48,12 @@ def selftest(path: Path, *, threads: int | None = None) -> Selftest:
     try:
         scores = bundle.session(threads).scores(bundle.golden.x)
     except BundleError as error:
+        if is_short_of_memory(error):
+            raise
         return _failed(str(error), bundle)
     # ONNX Runtime's exceptions share no base class below Exception.
     except Exception as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | MemoryError):
             raise
         return _failed(f"{path}: did not run: {' '.join(str(error).split())[:200]}", bundle)
     return _compared(bundle, scores)

@@ -10,12 +10,15 @@ from deploy.errors import UserError
 from deploy.record import Benched, SessionOptions, sha256_of
 
 
-def to_bench(paths: Sequence[Path], scratch: Path) -> tuple[list[Path], tuple[Benched, ...]]:
+def to_bench(
+    paths: Sequence[Path], scratch: Path, session: SessionOptions = SessionOptions()
+) -> tuple[list[Path], tuple[Benched, ...]]:
     """Return an ONNX file for each model or bundle, and what was named by it.
 
     Args:
         paths: ONNX files and bundles; bundles are checked whole.
         scratch: a folder that takes the models that come in bundles.
+        session: the options that are timed; the number of threads is whoever's who times.
 
     Raises:
         UserError: if a file is missing, a bundle is damaged, or a bundle tells session options
@@ -25,11 +28,17 @@ def to_bench(paths: Sequence[Path], scratch: Path) -> tuple[list[Path], tuple[Be
     for index, path in enumerate(paths):
         if is_bundle(path):
             bundle = open_bundle(path)
-            wanted = bundle.manifest.session.disabled_optimizers
-            if wanted != SessionOptions().disabled_optimizers:
+            shipped = bundle.manifest.session
+            wanted = shipped.disabled_optimizers
+            if wanted != session.disabled_optimizers:
                 raise UserError(
                     f"{path}: ships with {', '.join(wanted) or 'no optimizer'} disabled, which "
                     "bench does not time; it would be another model"
+                )
+            if shipped.arena != session.arena:
+                raise UserError(
+                    f"{path}: ships with the arena {'on' if shipped.arena else 'off'}; time it so: "
+                    f"bench {'without' if shipped.arena else 'with'} --no-arena"
                 )
             bundle.session()  # refuses a model that is not what the manifest says
             file = scratch / f"{index}-{bundle.manifest.name}.onnx"

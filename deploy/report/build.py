@@ -112,6 +112,7 @@ def build_results(
         environment=measurement.environment if measurement else environment,
         session=Session(
             threads=options.threads,
+            arena=options.arena,
             disabled_optimizers=options.disabled_optimizers,
             processes=measurement.processes if measurement else None,
             sessions_per_process=measurement.sessions_per_process if measurement else None,

@@ -118,6 +118,8 @@ class Session(Record, frozen=True):
     """Samples a call when throughput was measured."""
     measured_at: str | None = None
     """ISO 8601 time at which it was timed, where that was written down."""
+    arena: bool = True
+    """Whether a run's memory was kept for the next."""
 
 
 class Reproduce(Record, frozen=True):

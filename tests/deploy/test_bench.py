@@ -357,7 +357,7 @@ def warned(*, environment=CALM, settings=QUICK, waited=0.0, steady=True, spread=
         )
 
     timed = [Timed(models=((session(),), (session(),)), waited=waited) for _ in range(5)]
-    opened = [Opened(load_ms=1.0, peak_rss_bytes=1)]
+    opened = [Opened(load_ms=1.0, empty_rss_bytes=1, peak_rss_bytes=2, batch_peak_rss_bytes=3)]
     latencies = [bench_module._latency(i, timed, opened, 1, rng) for i in range(2)]
     return bench_module._warnings(["a.onnx", "b.onnx"], environment, settings, timed, latencies)
 

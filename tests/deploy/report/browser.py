@@ -40,7 +40,7 @@ class Browser:
                 "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
                 "--no-first-run", "--disable-quic", "--disable-sync", "--disable-extensions",
                 "--disable-background-networking", "--disable-component-update",
-                "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND",
+                "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
                 f"--user-data-dir={self._profile}", "about:blank",
             ],
             pass_fds=given,
@@ -75,8 +75,8 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Open a file at a width in CSS pixels and wait until it is loaded."""
+    def open(self, page: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Open a file or a URL at a width in CSS pixels and wait until it is loaded."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -84,7 +84,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.send("Page.navigate", url=page.as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
@@ -92,6 +92,15 @@ class Browser:
         """Evaluate JavaScript in the page and return its value."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         return answer["result"].get("value")
+
+    def wait_for(self, expression: str) -> object:
+        """Return what JavaScript evaluates to as soon as that is true."""
+        deadline = time.monotonic() + _SECONDS
+        while not (value := self.run(expression)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"never true in the page: {expression}")
+            time.sleep(0.02)
+        return value
 
     def said(self, *methods: str) -> list[dict]:
         """Return the events of these methods since the page was opened."""
