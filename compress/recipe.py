@@ -15,8 +15,7 @@ from compress.data.sources import Data
 from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
-from compress.quantize.post_training import OnnxStep
-from compress.steps import KerasStep, Step
+from compress.steps import KerasStep, OnnxStep, Step
 from compress.train.fit import Fit
 from deploy.bench import Bench
 from deploy.errors import UserError
