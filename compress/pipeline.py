@@ -30,11 +30,15 @@ from compress.data.task import Task
 from compress.networks import KerasFile, Network, PythonFunction, load_keras
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
-from compress.quantize.post_training import OnnxStep, QuantizeDynamic, QuantizeStatic
+from compress.quantize.lint import lint_calibration
+from compress.quantize.mixed import QuantizeMixed
+from compress.quantize.plots import plot_search
+from compress.quantize.post_training import QuantizeDynamic, QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,
     LiteRtStep,
+    OnnxStep,
     Step,
     check_layer_names,
     epochs_of,
@@ -66,6 +70,7 @@ from deploy.session import ModelMetadata, open_model
 
 _KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
 _HISTORY, _EPOCHS, _MEASUREMENT = "history.json", "epochs.csv", "measurement.json"
+_SEARCH, _PICTURE, _FINDINGS = "search.json", "search.svg", "calibration.json"
 _VARIANTS, _ANSWERS = "variants", "answers.npy"
 BEST = "best.lship"
 """The bundle of the verdict's choice, in the run folder."""
@@ -86,6 +91,7 @@ _EXPORT_CODE = (
 _LITERT_CODE = (*_EXPORT_CODE, "deploy/tflite.py", "deploy/litert.py")
 _QUANTIZE_CODE = (*_EXPORT_CODE[1:], "compress/quantize", "deploy/kernels.py")
 _RUNNING_CODE = ("deploy/session.py", "deploy/litert.py", "deploy/tflite.py")
+_BENCH_CODE = (*_RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py", "deploy/memory.py")
 
 
 class Watcher(Protocol):
@@ -99,6 +105,9 @@ class Watcher(Protocol):
 
     def ended(self, variant: str, *, reused: bool) -> None:
         """The variant is there; ``reused`` says that an earlier run had made it."""
+
+    def search_advanced(self, what: str, done: int, total: int) -> None:
+        """``done`` of ``total`` parts of one stage of a variant's search are over."""
 
     def bench_advanced(self, done: int, total: int) -> None:
         """``done`` of ``total`` parts of the latency measurement are over."""
@@ -177,6 +186,9 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             # A step that names no target aims at this machine, so the machine is part of the key.
             target = this_target()
             made = {"step": step, "parent": parent.model_key, "target": target}
+            if isinstance(step, QuantizeMixed):
+                machine = msgspec.structs.replace(this_environment(), load_average=None)
+                made |= {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
             model_key = key_of({**made, **quantizing})
         stages[variant.name] = Stage(
             name=variant.name,
@@ -247,7 +259,7 @@ def run(
         reproduce=Reproduce(command=command, recipe=to_toml(recipe)),
         history=making.histories(),
         goal=task.goal,
-        warnings=[*task.notes, *_warnings(recipe)],
+        warnings=[*task.notes, *_warnings(recipe), *making.findings(folders)],
     )
     (out / BEST).unlink(missing_ok=True)  # an earlier run's choice
     making.publish(folders, out)
@@ -391,11 +403,19 @@ class _Making:
         parent = self._parent_onnx(stage)
         if parent is None or not isinstance(stage.step, OnnxStep):
             raise ValueError(f"{stage.name} is not an ONNX stage")
-        original = onnx.load(str(parent))
-        model = onnx_step(original, stage.step, self.task)
-        notes = reasons_left_alone(original, stage.step, model)
-        about = self._about(stage, parent)
-        save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
+        original, seed = onnx.load(str(parent)), self.recipe.seed
+        if isinstance(stage.step, QuantizeStatic | QuantizeMixed):
+            findings = lint_calibration(original, self.task)
+            (folder / _FINDINGS).write_bytes(msgspec.json.encode(findings))
+        made = onnx_step(
+            original, stage.step, self.task, seed=seed, on_search=self.watcher.search_advanced
+        )
+        notes = reasons_left_alone(original, made.step, made.model)
+        about = self._about(stage, parent, made.step)
+        save_onnx(made.model, folder / _ONNX, about, seed=seed, notes=notes)
+        if made.search is not None:
+            (folder / _SEARCH).write_bytes(msgspec.json.format(msgspec.json.encode(made.search)))
+            plot_search(made.search, folder / _PICTURE)
 
     def _convert(self, stage: Stage, folder: Path) -> None:
         """Write ``model.tflite`` of a stage, made of its parent's Keras model, and its record."""
@@ -414,8 +434,11 @@ class _Making:
         parent = self.stages[stage.parent]
         return (self.store.find(parent.model_key) or self.model(parent)) / _ONNX
 
-    def _about(self, stage: Stage, parent: Path | None) -> ModelMetadata:
-        recipe, step = self.recipe, stage.step
+    def _about(
+        self, stage: Stage, parent: Path | None, decided: Step | None = None
+    ) -> ModelMetadata:
+        """Return what a stage's model says of itself; ``decided`` is its step as carried out."""
+        recipe, step = self.recipe, decided or stage.step
         made = msgspec.to_builtins(step) if step else baseline_step(recipe.network, recipe.train)
         return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
 
@@ -447,7 +470,7 @@ class _Making:
         machine = msgspec.structs.replace(this_environment(), load_average=None)
         named = {name: sha256_of(path) for name, path in zip(self.stages, models, strict=True)}
         parts = {"models": list(named.items()), "machine": machine}
-        code = code_digest(*_RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py")
+        code = code_digest(*_BENCH_CODE)
         key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench, "code": code})
 
         def measure(aside: Path) -> None:
@@ -510,13 +533,26 @@ class _Making:
             if keras and (keras / _EPOCHS).exists():  # not of a network that came trained
                 table = partial(shutil.copyfile, keras / _EPOCHS)
                 replace_file(variants / name / _EPOCHS, table)
-            for file in (file for model in models for file in (model, record_path(model))):
+            search = [path for path in (folder / _SEARCH, folder / _PICTURE) if path.exists()]
+            for name_of_last_run in {_SEARCH, _PICTURE} - {path.name for path in search}:
+                (variants / name / name_of_last_run).unlink(missing_ok=True)
+            for file in [f for model in models for f in (model, record_path(model))] + search:
                 replace_file(variants / name / file.name, partial(shutil.copyfile, file))
         for name in stale:
             shutil.rmtree(variants / name, ignore_errors=True)
         recipe, test = to_toml(self.recipe), self.task.test
         replace_file(out / "recipe.toml", lambda aside: aside.write_text(recipe, "utf-8"))
         replace_file(out / "test.npz", EvalSet(x=test.raw, y=test.y).save)
+
+    def findings(self, folders: Mapping[str, Path]) -> list[str]:
+        """Return what is wrong with the calibration samples, each once, with who they spoil."""
+        by_finding: dict[str, list[str]] = {}
+        for name, folder in folders.items():
+            path = folder / _FINDINGS
+            found = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
+            for finding in found:
+                by_finding.setdefault(finding, []).append(name)
+        return [f"{', '.join(names)}: {finding}" for finding, names in by_finding.items()]
 
     def histories(self) -> dict[str, Training]:
         """Return how each trained variant learned, by name."""

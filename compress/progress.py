@@ -92,6 +92,12 @@ class ConsoleWatcher:
         self._bars.advance(self._overall)
         self._replace(None)
 
+    def search_advanced(self, what: str, done: int, total: int) -> None:
+        """Move the bar of one stage of a variant's search; elsewhere say that the stage is over."""
+        self._bars.update(self._current, completed=done, total=total, note=what)
+        if not self._console.is_terminal and done == total:
+            self._console.print(f"{self._variant}: {what}: done", soft_wrap=True)
+
     def bench_advanced(self, done: int, total: int) -> None:
         """Move the bar of the latency measurement."""
         if self._current is None:

@@ -15,8 +15,7 @@ from compress.data.sources import FILE_KINDS, Data
 from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
-from compress.quantize.post_training import OnnxStep
-from compress.steps import LiteRtStep, Step
+from compress.steps import LiteRtStep, OnnxStep, Step
 from compress.train.fit import Fit
 from compress.train.space import ranges_in
 from compress.train.tune import Tune

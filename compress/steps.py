@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,8 +30,15 @@ from compress.quantize.aware import (
     why_not_aware,
 )
 from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
+from compress.quantize.mixed import (
+    Mixed,
+    OnSearch,
+    QuantizeMixed,
+    quantize_mixed,
+    why_in_float,
+)
 from compress.quantize.post_training import (
-    OnnxStep,
+    PostTraining,
     QuantizeDynamic,
     QuantizeStatic,
     ToFloat16,
@@ -40,6 +48,7 @@ from compress.quantize.post_training import (
     to_float16,
     weight_only,
     why_not_quantized,
+    with_method,
 )
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from deploy.errors import UserError
@@ -48,6 +57,9 @@ from deploy.machine import this_target
 
 KerasStep = MagnitudePrune | FoldBatchNorm | QuantizeAware
 """Steps that take a Keras model and give one."""
+
+OnnxStep = PostTraining | QuantizeMixed
+"""Steps that take an ONNX model and give one."""
 
 LiteRtStep = LiteRt
 """Steps that take a Keras model and give the bytes of a ``.tflite`` file."""
@@ -58,7 +70,22 @@ _FOLD_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
 Step = KerasStep | OnnxStep | LiteRtStep
-"""Every step; ``OnnxStep`` are those that take an ONNX model and give one."""
+"""Every step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What an ONNX step gave.
+
+    Attributes:
+        model: an ``onnx.ModelProto``.
+        step: the step as it was carried out: what it left open is decided.
+        search: how it was found, if it was searched for.
+    """
+
+    model: Any
+    step: OnnxStep
+    search: Mixed | None = None
 
 
 def keras_step(
@@ -124,17 +151,27 @@ def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any
     return quantized
 
 
-def onnx_step(model: Any, step: OnnxStep, task: Task) -> Any:
-    """Return what a step makes of an ONNX model (``onnx.ModelProto``), which is left alone."""
+def onnx_step(
+    model: Any, step: OnnxStep, task: Task, *, seed: int, on_search: OnSearch | None = None
+) -> Made:
+    """Return what a step makes of an ONNX model (``onnx.ModelProto``), which is left alone.
+
+    Raises:
+        UserError: if the step does not fit the model or the task.
+    """
     match step:
         case QuantizeStatic():
-            return quantize_static(model, step, task)
+            decided = with_method(model, step, task)
+            return Made(model=quantize_static(model, decided, task), step=decided)
+        case QuantizeMixed():
+            made, search = quantize_mixed(model, step, task, seed=seed, on_search=on_search)
+            return Made(model=made, step=search.step, search=search)
         case QuantizeDynamic():
-            return quantize_dynamic(model, step)
+            return Made(model=quantize_dynamic(model, step), step=step)
         case ToFloat16():
-            return to_float16(model, step)
+            return Made(model=to_float16(model, step), step=step)
         case WeightOnly():
-            return weight_only(model, step)
+            return Made(model=weight_only(model, step), step=step)
         case _:
             assert_never(step)
 
@@ -172,6 +209,11 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         case QuantizeStatic() | QuantizeDynamic():
             # Asked of this machine, whatever the target: the report speaks of what ran here.
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
+        case QuantizeMixed():
+            return {
+                **why_not_int8(made, target=this_target()),
+                **why_in_float(original, step, made),
+            }
         case ToFloat16() | WeightOnly():
             return {}
         case LiteRt():
@@ -202,7 +244,14 @@ def check_layer_names(model: Any, step: Step) -> None:
                     raise UserError(
                         f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
                     )
-        case FoldBatchNorm() | QuantizeDynamic() | ToFloat16() | WeightOnly() | LiteRt():
+        case (
+            FoldBatchNorm()
+            | QuantizeDynamic()
+            | QuantizeMixed()
+            | ToFloat16()
+            | WeightOnly()
+            | LiteRt()
+        ):
             return
         case _:
             assert_never(step)

@@ -156,6 +156,38 @@ def bench(
     )
 
 
+def race(
+    models: Sequence[Path],
+    settings: Bench,
+    *,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Interval, ...]:
+    """Return how many times faster each model is than the first, and measure nothing else.
+
+    Times as ``bench`` does, without a process per model for its memory: for searches among many.
+
+    Args:
+        models: the files; the first is the reference.
+        settings: how long, how often, with how many threads.
+        seed: as in ``bench``.
+        on_progress: called with processes done and processes in all.
+
+    Raises:
+        UserError: as ``bench`` does.
+    """
+    timed: list[Timed] = []
+    with children(models, settings, seed=seed) as run:
+        for process in range(settings.processes):
+            timed.append(run.timed(process))
+            if on_progress is not None:
+                on_progress(len(timed), settings.processes)
+    rng = np.random.default_rng(seed)
+    first = _gather(timed, 0, "p50_ms")
+    others = (speedup(first, _gather(timed, i, "p50_ms"), rng) for i in range(1, len(models)))
+    return (Interval(value=1.0, low=1.0, high=1.0), *others)
+
+
 @dataclass(frozen=True, slots=True)
 class Children:
     """The processes that a bench may ask: each call is one, which does not outlive it."""

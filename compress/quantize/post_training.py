@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -19,7 +20,16 @@ import onnxruntime as ort
 from msgspec import Meta
 
 from compress.data.task import Task
-from compress.quantize.calibrate import Calibration, calibrate
+from compress.quantize.calibrate import (
+    METHODS,
+    Calibration,
+    Method,
+    batches,
+    calibrate,
+    observe,
+    ranges_of,
+)
+from compress.quantize.outputs import output_error
 from deploy.errors import UserError, needs_extra
 from deploy.graph import (
     Weighted,
@@ -38,7 +48,7 @@ Array = npt.NDArray[Any]
 
 # Everything that ONNX Runtime has an int8 kernel for, or that only moves values, so that int8
 # layers are not parted by islands of float. Softmax stays float: its int8 form is not faster.
-_STATIC_OPERATORS = (
+STATIC_OPERATORS = (
     "Conv", "Gemm", "MatMul",
     "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Concat", "Pad",
     "MaxPool", "AveragePool", "GlobalAveragePool",
@@ -46,6 +56,7 @@ _STATIC_OPERATORS = (
 )  # fmt: skip
 
 _LARGEST_FLOAT16 = 65504.0
+_PERCENTILE = 99.99
 _DEPTHWISE = "DepthwiseConv"
 
 
@@ -63,6 +74,8 @@ class QuantizeStatic(_Step, frozen=True, tag="quantize_static"):
     """
 
     calibration: Calibration = "minmax"
+    """What decides the range of an activation: docs/quantization.md. "auto" takes the method whose
+    outputs are nearest to the float model's on calibration samples kept aside."""
     percentile: Annotated[float, Meta(gt=50, lt=100)] | None = None
     """Per cent of the values that calibration "percentile" keeps in range; None means 99.99."""
     per_channel: bool = True
@@ -140,7 +153,8 @@ INPUT = "(input)"
 """What the model's input is called among the layers."""
 
 
-OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly
+PostTraining = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly
+"""Steps that take a float ONNX model and what they are told, no measurement."""
 
 
 def why_already_quantized(model: Any) -> str | None:
@@ -163,7 +177,7 @@ _QUANTIZED_OPERATORS = frozenset(
 )  # fmt: skip
 
 
-def why_not_quantized(model: Any, step: OnnxStep) -> dict[str, str]:
+def why_not_quantized(model: Any, step: PostTraining) -> dict[str, str]:
     """Say of every node with weights that ``step`` would leave in float why it does.
 
     Args:
@@ -192,8 +206,75 @@ def why_not_quantized(model: Any, step: OnnxStep) -> dict[str, str]:
             return {}
 
 
+def static_ranges(model: Any, step: QuantizeStatic, task: Task) -> Any:
+    """Return the calibrated ranges of a float model's tensors, for ``quantize_static``.
+
+    They depend on the calibration of the step alone: models that differ in what they exclude share
+    them.
+
+    Args:
+        model: a float ``ModelProto`` with one input.
+        step: its ``calibration`` and ``percentile`` say how.
+        task: its ``calibration.x`` is run through the model.
+
+    Raises:
+        UserError: as ``calibrate`` does.
+    """
+    method = with_method(model, step, task).calibration
+    if method == "auto":
+        raise TypeError("with_method gave no method")
+    with _quiet():
+        return calibrate(
+            model,
+            task.calibration.x,
+            method=method,
+            percentile=step.percentile or _PERCENTILE,
+            operators=STATIC_OPERATORS,
+        )
+
+
+def with_method(model: Any, step: QuantizeStatic, task: Task) -> QuantizeStatic:
+    """Return a step whose calibration is the best method in the place of "auto".
+
+    Every other batch of the calibration samples gives ranges, one set a method; the rest are run
+    through the model that each makes. The method of the least ``output_error`` wins, of equal ones
+    the first of ``METHODS``. A single batch is halved; a single sample has to do for both.
+
+    Args:
+        model: as in ``quantize_static``.
+        step: returned as it is unless its calibration is "auto".
+        task: its ``calibration.x`` is looked at.
+
+    Raises:
+        UserError: as ``quantize_static`` does.
+    """
+    if step.calibration != "auto":
+        return step
+    refuse_unfit(model)
+    x = task.calibration.x
+    parts = batches(model, x)
+    if len(parts) == 1 and len(x) > 1:
+        parts = [slice(0, len(x) // 2), slice(len(x) // 2, len(x))]
+    fitted, kept = parts[::2], parts[1::2] or parts
+    with _quiet():
+        seen = observe(model, x, fitted, operators=STATIC_OPERATORS, histograms=True)
+
+    def error(method: Method) -> float:
+        with _quiet():
+            ranges = ranges_of(seen, method, percentile=_PERCENTILE)
+        plain = msgspec.structs.replace(step, calibration=method)
+        return output_error(model, quantize_static(model, plain, task, ranges=ranges), x, kept)
+
+    return msgspec.structs.replace(step, calibration=min(METHODS, key=error))
+
+
 def quantize_static(
-    model: Any, step: QuantizeStatic, task: Task, *, learned: Learned | None = None
+    model: Any,
+    step: QuantizeStatic,
+    task: Task,
+    *,
+    learned: Learned | None = None,
+    ranges: Any = None,
 ) -> Any:
     """Return a ``ModelProto`` with QuantizeLinear and DequantizeLinear around its operators (QDQ).
 
@@ -205,6 +286,7 @@ def quantize_static(
         step: how to quantize.
         task: its ``calibration.x`` gives the ranges.
         learned: takes the place of calibration where training has found the ranges.
+        ranges: what ``static_ranges`` gave for this model; by default they are calibrated now.
 
     Raises:
         UserError: if the model is quantized already, too old or without weights, if ``exclude``
@@ -215,7 +297,7 @@ def quantize_static(
         import onnx
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    _refuse_unfit(model)
+    refuse_unfit(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     if opset < 13:
         raise UserError(f"model: static quantization needs opset 13 or later, got {opset}")
@@ -229,14 +311,8 @@ def quantize_static(
     target = step.target or this_target()
     in_unit = _into_unit(model.graph)
     kept = [*excluded, *in_unit]
+    ranges = static_ranges(model, step, task) if ranges is None else copy.deepcopy(ranges)
     with _quiet():
-        ranges = calibrate(
-            model,
-            task.calibration.x,
-            method=step.calibration,
-            percentile=step.percentile or 99.99,
-            operators=_STATIC_OPERATORS,
-        )
         if learned is not None:
             _put_learned(ranges, model.graph, learned)
         one_scale = {
@@ -253,7 +329,7 @@ def quantize_static(
             ranges,
             [],
             kept,
-            list(_STATIC_OPERATORS),
+            list(STATIC_OPERATORS),
             {"TensorQuantOverrides": one_scale},
         )
         quantizer.quantize_model()
@@ -310,7 +386,7 @@ def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
     """
     with needs_extra("compress"):
         from onnxruntime.quantization import QuantType
-    _refuse_unfit(model)
+    refuse_unfit(model)
     operators = _dynamic_operators(step)
     names = {found.node.name for found in weighted_nodes(model.graph)}
     reasons = why_not_quantized(model, step)
@@ -375,22 +451,8 @@ def to_float16(model: Any, step: ToFloat16) -> Any:
     Raises:
         UserError: if the model is quantized already or a value is too large for float16.
     """
-    import onnx
-
-    def halve(layer: str, name: str, values: Array, _: int) -> tuple[list[Any], list[Any]]:
-        largest = float(np.abs(values).max(initial=0))
-        if not largest <= _LARGEST_FLOAT16:
-            raise UserError(
-                f"layer {layer!r}: float16 holds values up to {_LARGEST_FLOAT16:.0f}, got "
-                f"{largest:g} in {name!r}; leave this model in float32"
-            )
-        half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_float16")
-        cast = onnx.helper.make_node(
-            "Cast", [half.name], [name], name=f"{name}/cast", to=onnx.TensorProto.FLOAT
-        )
-        return [half], [cast]
-
-    return _with_stored_otherwise(model, step, halve, with_bias=True)
+    refuse_unfit(model)
+    return store_in_fewer_bits(model, step)
 
 
 def weight_only(model: Any, step: WeightOnly) -> Any:
@@ -406,35 +468,73 @@ def weight_only(model: Any, step: WeightOnly) -> Any:
     Raises:
         UserError: if the model is quantized already or a weight is not finite.
     """
+    refuse_unfit(model)
+    return store_in_fewer_bits(model, step)
+
+
+def store_in_fewer_bits(
+    model: Any, step: ToFloat16 | WeightOnly, *, layers: Collection[str] | None = None
+) -> Any:
+    """Return a copy whose layers, or some of them, keep their weights as a step says.
+
+    Args:
+        model: a ``ModelProto`` whose layers have names. It is left alone.
+        step: what to store them as.
+        layers: names of layers with float32 weights; None for all there are.
+
+    Raises:
+        UserError: if there are none, or a weight cannot be stored so.
+    """
+    match step:
+        case ToFloat16():
+            return _with_stored_otherwise(model, step, _halve, layers, with_bias=True)
+        case WeightOnly():
+            return _with_stored_otherwise(model, step, _quarter, layers, with_bias=False)
+
+
+def _halve(layer: str, name: str, values: Array, _: int) -> tuple[list[Any], list[Any]]:
     import onnx
 
-    def quarter(layer: str, name: str, values: Array, axis: int) -> tuple[list[Any], list[Any]]:
-        if not np.isfinite(values).all():
-            raise UserError(f"layer {layer!r}: {name!r} holds NaN or infinity; train it again")
-        others = tuple(a for a in range(values.ndim) if a != axis)
-        largest = np.abs(values).max(axis=others, keepdims=True)
-        scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-        stored = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
-        tensors = [
-            onnx.numpy_helper.from_array(stored, f"{name}_int8"),
-            onnx.numpy_helper.from_array(scale, f"{name}_scale"),
-        ]
-        cast = onnx.helper.make_node(
-            "Cast",
-            [tensors[0].name],
-            [f"{name}_steps"],
-            name=f"{name}/cast",
-            to=onnx.TensorProto.FLOAT,
+    largest = float(np.abs(values).max(initial=0))
+    if not largest <= _LARGEST_FLOAT16:
+        raise UserError(
+            f"layer {layer!r}: float16 holds values up to {_LARGEST_FLOAT16:.0f}, got "
+            f"{largest:g} in {name!r}; leave this model in float32"
         )
-        scaled = onnx.helper.make_node(
-            "Mul", [f"{name}_steps", tensors[1].name], [name], name=f"{name}/mul"
-        )
-        return tensors, [cast, scaled]
+    half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_float16")
+    cast = onnx.helper.make_node(
+        "Cast", [half.name], [name], name=f"{name}/cast", to=onnx.TensorProto.FLOAT
+    )
+    return [half], [cast]
 
-    return _with_stored_otherwise(model, step, quarter, with_bias=False)
+
+def _quarter(layer: str, name: str, values: Array, axis: int) -> tuple[list[Any], list[Any]]:
+    import onnx
+
+    if not np.isfinite(values).all():
+        raise UserError(f"layer {layer!r}: {name!r} holds NaN or infinity; train it again")
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    largest = np.abs(values).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    stored = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
+    tensors = [
+        onnx.numpy_helper.from_array(stored, f"{name}_int8"),
+        onnx.numpy_helper.from_array(scale, f"{name}_scale"),
+    ]
+    cast = onnx.helper.make_node(
+        "Cast",
+        [tensors[0].name],
+        [f"{name}_steps"],
+        name=f"{name}/cast",
+        to=onnx.TensorProto.FLOAT,
+    )
+    scaled = onnx.helper.make_node(
+        "Mul", [f"{name}_steps", tensors[1].name], [name], name=f"{name}/mul"
+    )
+    return tensors, [cast, scaled]
 
 
-def _refuse_unfit(model: Any) -> None:
+def refuse_unfit(model: Any) -> None:
     """Raise a UserError for a model that is quantized already or whose layers cannot be told."""
     why_not = why_already_quantized(model)
     if why_not is not None:
@@ -635,6 +735,7 @@ def _with_stored_otherwise(
     model: Any,
     step: ToFloat16 | WeightOnly,
     rewrite: Callable[[str, str, Array, int], tuple[list[Any], list[Any]]],
+    layers: Collection[str] | None,
     *,
     with_bias: bool,
 ) -> Any:
@@ -643,8 +744,11 @@ def _with_stored_otherwise(
     ``rewrite`` gets the layer's name, the tensor's name, its values and the axis of its output
     channels. It returns the tensors to store and the nodes that make the values again.
     """
-    _refuse_unfit(model)
-    nodes = weighted_nodes(model.graph)
+    nodes = [
+        found
+        for found in weighted_nodes(model.graph)
+        if layers is None or found.node.name in layers
+    ]
     if not nodes:
         raise UserError(f"model: {type(step).__name__} needs layers with stored weights, got none")
     twin = type(model)()

@@ -75,6 +75,9 @@ class Heard:
     def ended(self, variant, *, reused):
         (self.reused if reused else self.made).append(variant)
 
+    def search_advanced(self, what, done, total):
+        pass
+
     def bench_advanced(self, done, total):
         self.timed = True
 

@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from compress.quantize import calibrate as module
-from compress.quantize.calibrate import calibrate
+from compress.quantize.calibrate import (
+    METHODS,
+    Histogram,
+    batches,
+    calibrate,
+    least_error,
+    observe,
+    quantization_error,
+)
 from deploy.errors import UserError
 from tests.compress.quantize.networks import SHAPE, images, network
 
@@ -48,17 +58,36 @@ def test_percentile_cuts_each_end_by_itself():
     assert 0.9 < high < 1.6
 
 
-def test_one_batch_is_held_in_memory_at_a_time(monkeypatch):
-    sizes = []
-    real = module._Once
+class Streamed:
+    """Samples that exist only while they are looked at, in slices."""
 
-    def spy(inputs):
-        sizes.append(len(inputs["image"]))
-        return real(inputs)
+    def __init__(self, x):
+        self.x, self.shape, self.asked = x, x.shape, []
 
-    monkeypatch.setattr(module, "_Once", spy)
-    ranges(images(70), method="percentile")
-    assert sizes == [32, 32, 6]
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, part):
+        assert isinstance(part, slice)
+        self.asked.append(len(self.x[part]))
+        return self.x[part]
+
+
+@pytest.mark.parametrize(("method", "passes"), [("minmax", 1), ("percentile", 2), ("mse", 2)])
+def test_one_batch_of_a_stream_is_asked_for_at_a_time(method, passes):
+    stream = Streamed(images(70))
+    assert ranges(stream, method=method) == ranges(images(70), method=method)
+    assert stream.asked == [32, 32, 6] * passes
+
+
+def test_a_late_outlier_adds_no_bin():
+    """ONNX Runtime keeps the width of the first batch's bins: this would take 2e9 of them."""
+    x = images(70)
+    x[69, 0, 0, 0] = 1e6
+    model = network()
+    seen = observe(model, x, batches(model, x), operators=["Transpose", "Relu"], histograms=True)
+    assert {len(histogram.counts) for histogram in seen.histograms.values()} == {2048}
+    assert seen.histograms["image"].counts.sum() == x.size
 
 
 def with_input(dtype=TensorProto.FLOAT, shape=("batch", *SHAPE), *, extra=()):
@@ -138,3 +167,61 @@ def test_weights_that_overflow_are_refused_by_the_tensor_they_break():
     bias.raw_data = np.full(8, np.inf, np.float32).tobytes()
     with pytest.raises(UserError, match="tensor 'stem:0' takes values that are NaN or infinite"):
         ranges(images(), model=model)
+
+
+# Each method by itself.
+
+
+@given(
+    hnp.arrays(np.float64, st.integers(1, 200), elements=st.floats(-1e3, 1e3, width=32)),
+    st.integers(0, 50),
+)
+def test_the_range_of_mse_never_has_a_larger_error_than_minmax(values, zeros):
+    values = np.concatenate([values, np.zeros(zeros)])
+    reach = float(np.abs(values).max()) or 1.0
+    counts, edges = np.histogram(values, 2048, range=(-reach, reach))
+    histogram = Histogram(counts=counts, edges=edges, zeros=int((values == 0).sum()))
+    widest = (float(values.min()), float(values.max()))
+    low, high = least_error(histogram, widest)
+    all_of_it = (min(widest[0], 0.0), max(widest[1], 0.0))
+    assert all_of_it[0] <= low <= 0 <= high <= all_of_it[1]
+    assert quantization_error(histogram, low, high) <= quantization_error(histogram, *all_of_it)
+
+
+def test_mse_rounds_a_tensor_with_a_rare_outlier_better_than_minmax():
+    """On the values themselves, not on the model of the error that the search uses."""
+    x = np.random.default_rng(0).normal(size=(2048, 8, 8, 2)).astype(np.float32)
+    x[5, 0, 0, 0] = 20
+
+    def error(method):
+        low, high = ranges(x, method=method, operators=("Transpose",))["image"]
+        step = (high - low) / 255
+        rounded = np.clip(np.rint((x - low) / step), 0, 255) * step + low
+        return float(((x - rounded) ** 2).mean())
+
+    assert error("mse") < 0.9 * error("minmax")
+
+
+def test_the_moving_average_of_equal_batches_is_minmax():
+    x = np.concatenate([images(32)] * 3)
+    for name, found in ranges(x, method="moving_average").items():
+        assert found == pytest.approx(ranges(x)[name], rel=1e-6)
+
+
+def test_one_strange_sample_moves_the_average_by_the_share_of_its_batch():
+    x = np.zeros((128, 8, 8, 2), np.float32)
+    x[40, 0, 0, 0] = 8
+    assert ranges(x, method="moving_average", operators=("Transpose",))["image"] == (0, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_stays_within_what_was_seen(method):
+    x = images(70)
+    seen = ranges(x)
+    for name, (low, high) in ranges(x, method=method).items():
+        assert min(seen[name][0], 0) - 1e-6 <= low <= high <= max(seen[name][1], 0) + 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_sees_nothing_has_ranges_of_nothing(method):
+    assert ranges(np.zeros((3, 8, 8, 2), np.float32), method=method)["to_nchw:0"] == (0, 0)

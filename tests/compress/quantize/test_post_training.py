@@ -245,7 +245,7 @@ def test_nan_in_the_calibration_samples_is_refused():
     [
         ({"kind": "quantize_static", "percentile": 99.9}, 'needs calibration = "percentile"'),
         ({"kind": "quantize_static", "calibration": "percentile", "percentile": 0.9}, "> 50"),
-        ({"kind": "quantize_static", "calibration": "mse"}, "Invalid enum value 'mse'"),
+        ({"kind": "quantize_static", "calibration": "best"}, "Invalid enum value 'best'"),
         ({"kind": "quantize_static", "target": "riscv"}, "Invalid enum value 'riscv'"),
         ({"kind": "quantize_dynamic", "exclude": ["a"]}, "unknown field `exclude`"),
     ],
