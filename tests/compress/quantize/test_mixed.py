@@ -77,7 +77,9 @@ FREE = QuantizeMixed(max_drop_points=100)
 ALL = frozenset(NAMES)
 
 
-@pytest.mark.parametrize("best", [set(), {"stem"}, {"conv"}, {"stem", "dense"}, {"conv", "dense"}, ALL])
+@pytest.mark.parametrize(
+    "best", [set(), {"stem"}, {"conv"}, {"stem", "dense"}, {"conv", "dense"}, ALL]
+)
 def test_the_planted_best_choice_is_found(model, task, rig, best):
     """Each layer that is not as in the best choice costs a tenth: any climb leads there."""
     rig(lambda int8: 2 - 0.1 * len(int8 ^ best))
@@ -87,7 +89,9 @@ def test_the_planted_best_choice_is_found(model, task, rig, best):
 
 
 def test_a_best_choice_that_no_start_contains_is_climbed_to(model, task, rig, monkeypatch):
-    timed = rig(lambda int8: {frozenset({"stem", "dense"}): 3.0, ALL: 2.0}.get(frozenset(int8), 1.0))
+    timed = rig(
+        lambda int8: {frozenset({"stem", "dense"}): 3.0, ALL: 2.0}.get(frozenset(int8), 1.0)
+    )
     monkeypatch.setattr(module._Search, "_starts", lambda self, layers: [self.all_int8])
     made, _ = quantize_mixed(model, FREE, task, seed=0)
     assert layers_in_int8(made) == {"stem", "dense"}
@@ -109,9 +113,7 @@ def test_what_is_chosen_was_tried_last_is_allowed_and_no_slower_than_either_end(
 
 def test_what_loses_too_much_is_neither_timed_nor_chosen(model, task, rig, monkeypatch):
     """Each layer in int8 is made to cost two points; one may be."""
-    monkeypatch.setattr(
-        module._Search, "_drop", lambda self, made: 2.0 * len(layers_in_int8(made))
-    )
+    monkeypatch.setattr(module._Search, "_drop", lambda self, made: 2.0 * len(layers_in_int8(made)))
     timed = rig(lambda int8: 1 + len(int8) + ("conv" in int8))
     made, search = quantize_mixed(model, QuantizeMixed(max_drop_points=3), task, seed=0)
     assert layers_in_int8(made) == {"conv"}
@@ -122,7 +124,9 @@ def test_what_loses_too_much_is_neither_timed_nor_chosen(model, task, rig, monke
 
 
 def test_float_is_what_remains_where_nothing_may_be_lost(model, task, rig, monkeypatch):
-    monkeypatch.setattr(module._Search, "_drop", lambda self, made: 0.1 * bool(layers_in_int8(made)))
+    monkeypatch.setattr(
+        module._Search, "_drop", lambda self, made: 0.1 * bool(layers_in_int8(made))
+    )
     rig(lambda int8: 1 + len(int8))
     made, search = quantize_mixed(model, QuantizeMixed(max_drop_points=0), task, seed=0)
     assert made.SerializeToString() == model.SerializeToString()
