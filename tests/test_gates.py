@@ -37,7 +37,7 @@ VIOLATIONS = {
     ),
     "a forgotten step": (
         "mypy", "compress/steps.py",
-        "        case ToFloat16():\n            return to_float16(model, step)\n", "", "assert_never",
+        "        case ToFloat16():\n            return Made(model=to_float16(model, step), step=step)\n", "", "assert_never",
     ),
     "an untyped function": (
         "mypy", "deploy/record.py", "def sha256_of(path: Path) -> str:", "def sha256_of(path):",

@@ -149,7 +149,7 @@ def quantize_mixed(
     place in the graph from either end. Choices that lose too much accuracy are not timed. The others
     are timed together, shortly; the better half again, twice as long, until few are left
     (successive halving: Jamieson and Talwalkar, 2016, algorithm 1). From the best, single layers are
-    turned over as long as that gains. The last round times the few best, all int8 and all float for
+    turned over, or exchanged where the allowed loss is used up, as long as that gains. The last round times the few best, all int8 and all float for
     longest, and its fastest is taken.
 
     Args:
@@ -223,7 +223,8 @@ class _Search:
         flips = [layer.name for layer in at_stake[:_FLIPS]]
         for _ in range(_CLIMBS):
             # A layer's worth depends on its neighbours: turn each one over where the starts led.
-            new = [floats for name in flips if (floats := best ^ {name}) not in speeds]
+            near_best = [*(best ^ {name} for name in flips), *self._swaps(best, layers)]
+            new = [floats for floats in dict.fromkeys(near_best) if floats not in speeds]
             if not any(self._allowed(floats) for floats in new):
                 break
             near = self._time([best, *new], _ROUGH, f"{len(new)} neighbours")
@@ -235,7 +236,10 @@ class _Search:
         ranked = sorted(speeds, key=lambda floats: -speeds[floats])
         finalists = dict.fromkeys([best, *ranked])
         last = self._time(
-            [*list(finalists)[:_FINALISTS], self.all_int8], _FINE, "the last few", final=True
+            [*list(finalists)[:_FINALISTS], self.all_float, self.all_int8],
+            _FINE,
+            "the last few",
+            final=True,
         )
         floats = max(last, key=lambda floats: last[floats])
         chosen = next(t for t in reversed(self.tried) if frozenset(t.floats) == floats)
@@ -256,10 +260,18 @@ class _Search:
             *(frozenset(order[:count]) for order in orders for count in counts),
         ]
 
+    def _swaps(self, best: Floats, layers: Sequence[LayerSensitivity]) -> list[Floats]:
+        """Return choices that pay for one more int8 layer, too dear as such, with the dearest."""
+        dearest = next((layer.name for layer in layers if layer.name not in best), None)
+        if dearest is None:
+            return []
+        wanted = [layer.name for layer in layers if layer.name in best][:_FLIPS]
+        return [best - {name} | {dearest} for name in wanted if not self._allowed(best - {name})]
+
     def _halve(self, choices: Iterable[Floats]) -> tuple[Floats, dict[Floats, float]]:
         """Time choices, the better half again for twice as long, until few are left."""
         speeds: dict[Floats, float] = {}
-        left, settings = list(dict.fromkeys(choices)), _ROUGH
+        left, settings = list(dict.fromkeys([self.all_float, *choices])), _ROUGH
         while True:
             found = self._time(left, settings, f"{len(left)} choices")
             speeds |= found
@@ -273,7 +285,7 @@ class _Search:
         self, choices: Iterable[Floats], settings: Bench, what: str, *, final: bool = False
     ) -> dict[Floats, float]:
         """Time the allowed ones of some choices beside the float model; return their speed-ups."""
-        wanted = list(dict.fromkeys([self.all_float, *choices]))
+        wanted = list(dict.fromkeys(choices))
         for done, floats in enumerate(wanted, start=1):
             self._build(floats)
             self.say(f"making {what}", done, len(wanted))

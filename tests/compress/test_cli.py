@@ -11,6 +11,7 @@ import tf_keras
 from click.testing import CliRunner
 
 from compress.cli import cli
+from compress.quantize import mixed
 from deploy.evalset import EvalSet
 from deploy.session import open_model
 
@@ -218,6 +219,53 @@ def test_a_mistake_in_how_to_train_is_one_line_and_leaves_nothing(
     assert result.exit_code == 2
     assert complaint in result.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mixed_model_has_its_search_and_its_picture_beside_it(data, onnx, tmp_path, monkeypatch):
+    quick = mixed.Bench(processes=5, sessions_per_process=1, rounds=1, block_ms=0.2, batch=1)
+    monkeypatch.setattr(mixed, "_ROUGH", quick)
+    monkeypatch.setattr(mixed, "_FINE", quick)
+    out, plot = tmp_path / "mixed.onnx", tmp_path / "search.svg"
+    told = done("quantize", onnx, "--data", data, "--kind", "mixed", "--max-drop-points", 100,
+                "--plot", plot, "--out", out)  # fmt: skip
+    assert "layers stay in float" in told.stderr
+    search = json.loads((tmp_path / "mixed.onnx.search.json").read_text())
+    assert search["chosen"] in search["tried"]
+    assert search["step"]["max_drop_points"] == 100
+    assert plot.exists()
+    record = json.loads((tmp_path / "mixed.onnx.json").read_text())
+    assert record["step"]["kind"] == "quantize_mixed"
+
+
+def test_the_record_of_an_automatic_calibration_says_what_was_chosen(data, onnx, tmp_path):
+    out = tmp_path / "auto.onnx"
+    told = done("quantize", onnx, "--data", data, "--calibration", "auto", "--out", out)
+    chosen = json.loads((tmp_path / "auto.onnx.json").read_text())["step"]["calibration"]
+    assert f"calibration: {chosen}\n" in told.stderr
+    assert chosen != "auto"
+
+
+def test_sensitivity_ranks_layers_in_a_table_and_as_json(data, onnx, tmp_path):
+    plot = tmp_path / "layers.svg"
+    lines = done("sensitivity", onnx, "--data", data, "--plot", plot).stdout.splitlines()
+    found = json.loads(done("sensitivity", onnx, "--data", data, "--json").stdout)["layers"]
+    assert {line.split()[0] for line in lines[1:]} == {layer["name"] for layer in found}
+    assert plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--plot", "a.svg"], "there is a search to draw with --kind mixed, got static"),
+        (["--kind", "mixed", "--plot", "a.gif"], "must end in .svg, .png, .pdf, got a.gif"),
+        (["--kind", "mixed", "--target", "arm64"], "unknown key 'target'"),
+        (["--max-drop-points", 1], "unknown key 'max_drop_points'"),
+    ],
+)
+def test_an_option_of_another_kind_of_quantization_is_refused(words, reason, data, onnx, tmp_path):
+    out = tmp_path / "out.onnx"
+    assert reason in one_line("quantize", onnx, "--data", data, *words, "--out", out)
+    assert not out.exists()
 
 
 def test_evaluate_compares_two_models_sample_by_sample(onnx, int8, test_npz):

@@ -13,6 +13,7 @@ import pytest
 
 from compress import pipeline
 from compress.networks import PythonFunction
+from compress.quantize import mixed
 from compress.recipe import parse_recipe, to_toml
 from compress.store import Store
 from deploy.bundle.make import bundle_run
@@ -65,6 +66,7 @@ class Heard:
 
     def __init__(self):
         self.made, self.reused, self.epochs, self.timed = [], [], 0, False
+        self.searched = False
 
     def begins(self, variant, *, epochs):
         pass
@@ -76,7 +78,7 @@ class Heard:
         (self.reused if reused else self.made).append(variant)
 
     def search_advanced(self, what, done, total):
-        pass
+        self.searched = True
 
     def bench_advanced(self, done, total):
         self.timed = True
@@ -273,6 +275,46 @@ def test_other_names_and_licences_of_equal_samples_share_nothing(recipe):
     keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
     renamed = dataclasses.replace(task, name="other", licence="other")
     assert not keys & {stage.model_key for stage in pipeline.plan(recipe, renamed).values()}
+
+
+MIXED = """
+[[variant]]
+name = "mixed"
+from = "pruned"
+step = {{ kind = "quantize_mixed", max_drop_points = 100 }}
+"""
+
+
+def test_a_search_lies_beside_its_model_and_goes_with_it(
+    finished, recipe, data, tmp_path, monkeypatch
+):
+    """The calibration samples are 50, which the report has to say."""
+    _, store, *_ = finished
+    quick = mixed.Bench(processes=5, sessions_per_process=1, rounds=1, block_ms=0.2, batch=1)
+    monkeypatch.setattr(mixed, "_ROUGH", quick)
+    monkeypatch.setattr(mixed, "_FINE", quick)
+    searched = parse_recipe((RECIPE + MIXED).format(data=data))
+    results, heard = run(searched, tmp_path / "out", store)
+    assert heard.made == ["mixed"]
+    assert heard.searched
+    folder = tmp_path / "out/variants/mixed"
+    search = msgspec.json.decode((folder / "search.json").read_bytes(), type=mixed.Mixed)
+    assert search.chosen in search.tried
+    assert (folder / "search.svg").exists()
+    said = [warning for warning in results.warnings if "50 samples are few" in warning]
+    assert [warning.split(":")[0] for warning in said] == ["int8, mixed"]
+    _, heard = run(searched, tmp_path / "out", store)
+    assert heard.made == []
+
+
+def test_another_machine_searches_again(data, monkeypatch):
+    searched = parse_recipe((RECIPE + MIXED).format(data=data))
+    task = pipeline.load_task(searched.data, seed=0)
+    here = pipeline.plan(searched, task)
+    other = msgspec.structs.replace(pipeline.this_environment(), cpu="another")
+    monkeypatch.setattr(pipeline, "this_environment", lambda: other)
+    there = pipeline.plan(searched, task)
+    assert {name for name in here if here[name] != there[name]} == {"mixed"}
 
 
 def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):

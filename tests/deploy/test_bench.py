@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy import bench as bench_module
-from deploy.bench import Bench, bench, speedup
+from deploy.bench import Bench, Children, bench, race, speedup
 from deploy.bench_child import (
     Conditions,
     Opened,
@@ -23,7 +23,7 @@ from deploy.bench_child import (
 from deploy.errors import UserError
 from deploy.intervals import bootstrap_mean, student_quantile
 from deploy.machine import this_environment
-from deploy.record import Measurement, SessionOptions
+from deploy.record import Interval, Measurement, SessionOptions
 from deploy.session import open_model, ort_options
 from tests.deploy import tiny_onnx
 
@@ -391,3 +391,15 @@ def test_each_kind_of_noise_is_said(what, said):
 
 def test_with_several_threads_a_resting_first_thread_is_no_noise():
     assert warned(settings=msgspec.structs.replace(QUICK, threads=2), waited=0.3) == ()
+
+
+def test_a_race_opens_no_model_by_itself_and_says_how_much_faster_each_is(tiny, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a race measures no memory")
+
+    monkeypatch.setattr(Children, "opened", refuse)
+    heard = []
+    first, second = race([tiny, tiny], QUICK, seed=0, on_progress=lambda *at: heard.append(at))
+    assert first == Interval(value=1.0, low=1.0, high=1.0)
+    assert second.low < second.value < second.high
+    assert heard[-1] == (QUICK.processes, QUICK.processes)
