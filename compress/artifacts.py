@@ -109,12 +109,14 @@ def save_keras(
     model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
 ) -> Artifact:
     """Write a tf-keras model, and its record beside it as ``PATH.json``; as ``save_onnx``."""
-    # The optimizer's state is two more copies of the weights, and no step goes on from it.
+    # The optimizer's state is two more copies of the weights, and no step goes on from it; the loss is a
+    # function of ours, which whoever opens the file need not have.
     optimizer, model.optimizer = model.optimizer, None
+    compiled, model._is_compiled = model._is_compiled, False  # noqa: SLF001  # nothing public does it
     try:
         replace_file(path, model.save)
     finally:
-        model.optimizer = optimizer
+        model.optimizer, model._is_compiled = optimizer, compiled  # noqa: SLF001  # likewise
     return _save_record("keras", path, about, seed, _keras_layer_facts(model, notes))
 
 

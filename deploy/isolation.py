@@ -138,7 +138,7 @@ def _limit(job: _Job) -> None:
         # Every thread's time counts.
         resource.RLIMIT_CPU: int(job.seconds * max(1, job.options.threads)) + 1,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,  # nothing is written
+        resource.RLIMIT_FSIZE: 1 << 20,  # what a library prints is caught in a file
     }
     for limit, value in limits.items():
         with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of addresses

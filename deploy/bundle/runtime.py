@@ -54,7 +54,8 @@ class Predictions:
 
     def part(self, start: int, stop: int) -> Predictions:
         """Return the answers to the samples from ``start`` to before ``stop``."""
-        return Predictions(self.scores[start:stop], self._names, logits=self._logits)
+        scores = self.scores[start:stop]
+        return Predictions(scores, self._names, logits=self._logits, task=self._task)
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:

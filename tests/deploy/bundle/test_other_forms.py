@@ -169,7 +169,7 @@ def test_what_was_timed_of_the_onnx_file_is_not_said_of_its_ort_form(tmp_path):
     tiny.write_run(tmp_path / "run")
     bundle = bundle_run(tmp_path / "run", tmp_path / "o.lship", variant="int8", form="ort")
     assert bundle.manifest.latency is None
-    assert bundle.manifest.accuracy is not None
+    assert bundle.manifest.quality is not None
 
 
 def test_a_loose_ort_file_is_not_bundled(ort, tmp_path):

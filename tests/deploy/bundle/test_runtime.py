@@ -249,3 +249,11 @@ def test_a_device_loads_nothing_that_it_does_not_need(lship):
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_a_part_of_the_answers_is_of_the_same_task():
+    scores = np.float32([[0.9, 0.1], [0.2, 0.8]])
+    every = Predictions(scores, ("a", "b"), logits=False, task="multi_label")
+    assert every.part(1, 2).label_sets == [("b",)]
+    with pytest.raises(UserError, match="multi-label, not classification"):
+        _ = every.part(0, 1).labels
