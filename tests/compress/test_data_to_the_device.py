@@ -46,7 +46,7 @@ def bundle(tmp_path_factory):
     keras, onnx, test = folder / "m.keras", folder / "m.onnx", folder / "test.npz"
     first = ["--categorical", "colour", "--clean", '{"missing": "median"}', "--preprocess",
              '[{"op": "one_hot_categories"}, {"op": "standardize"}]']  # fmt: skip
-    done("train", *data, *first, "--network", "mlp", "--epochs", 4, "--batch-size", 16, "--out", keras,
+    done("train", *data, *first, "--network", "mlp", "--epochs", 15, "--batch-size", 16, "--out", keras,
          "--learning-rate", 0.02)  # fmt: skip
     done("export", keras, *data, "--out", onnx)  # the rest is known from the model
     done("evalset", *data, *first, "--out", test)

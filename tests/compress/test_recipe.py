@@ -133,7 +133,7 @@ MISTAKES = {
     ),
     "a value that is none of a few, in a step": (
         HEAD + variant("a", "baseline", '{ kind = "quantize_static", calibration = "max" }'),
-        r"variant 'a': step.calibration: no such value 'max'; there are minmax, entropy, percentile",
+        r"variant 'a': step.calibration: no such value 'max'; there are minmax, moving_average, entropy",
     ),
     "a value that is none of a few, or nothing": (
         HEAD + variant("a", "baseline", '{ kind = "quantize_static", target = "arm" }'),

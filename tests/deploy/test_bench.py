@@ -305,9 +305,10 @@ def test_a_child_that_dies_before_it_is_at_any_model_names_them_all(tiny, tmp_pa
 def test_a_child_that_takes_too_long_is_ended_and_named(tiny, dying):
     dying("import time; time.sleep(100)")
     hasty = msgspec.structs.replace(QUICK, time_limit_s=0.2)
+    before = children()  # other tests keep servers
     with pytest.raises(UserError, match=r"tiny\.onnx: .* took more than the time limit of 0\.2 s"):
         bench([tiny], hasty, seed=0)
-    assert children() == []
+    assert set(children()) <= set(before)
 
 
 def test_an_interrupt_leaves_no_child_behind(tmp_path, tiny):

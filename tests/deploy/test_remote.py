@@ -151,7 +151,9 @@ def test_a_machine_that_cannot_bench_is_one_line_that_says_why(there, far, model
 @needs_sshd
 def test_what_lightship_refuses_there_is_told_here(there, far, tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"lightship failed there \(exit code 2\).*cannot open it"):
+    with pytest.raises(
+        UserError, match=r"lightship failed there \(exit code 2\).*is no ONNX model"
+    ):
         bench_on(there, [tmp_path / "no.onnx"], QUICK)
     assert list(far.iterdir()) == []
 

@@ -260,7 +260,7 @@ def test_a_recipe_asks_for_it():
     [
         ("max_drop_points = -1", ">= 0"),
         ("percentile = 99.9", 'percentile needs calibration = "percentile"'),
-        ('float_storage = "float8"', "Invalid enum value 'float8'"),
+        ('float_storage = "float8"', "no such value 'float8'; there are float32, float16, int8"),
         ("threads = 0", ">= 1"),
     ],
 )
