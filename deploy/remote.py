@@ -40,9 +40,10 @@ _THERE = " ".join(
         "exit",
         "{no_folder};",
         "trap",
-        "'rm",
-        "-rf",
-        '"$d"\'',
+        # What is being ended may still write: then the folder is not empty when it is to go.
+        "'for n in 1 2 3 4 5; do rm -rf",
+        '"$d"',
+        "2>/dev/null && break; sleep 1; done'",
         "EXIT;",
         "trap",
         "'exit",
