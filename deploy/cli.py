@@ -224,7 +224,7 @@ def bench_command(
     lightship bench model.lship --json > pi4.json
     lightship bench --on pi@pi4.local model.lship --out pi4.json
     """
-    from deploy.check.formats import write_whole
+    from deploy.bundle.container import write_whole
 
     if host is None:
         seen = _bench_here(models, trust_model=trust_model, **asked)
@@ -378,6 +378,7 @@ def check_command(
 
     import msgspec
 
+    from deploy.bundle.container import write_whole
     from deploy.check import formats
     from deploy.check.rules import Limits
     from deploy.check.run import check
@@ -402,9 +403,9 @@ def check_command(
             on_progress=lambda what: click.echo(what, err=True),
         )
     if junit is not None:
-        formats.write_whole(junit, formats.to_junit(checked))
+        write_whole(junit, formats.to_junit(checked))
     if markdown is not None:
-        formats.write_whole(markdown, formats.to_markdown(checked).encode())
+        write_whole(markdown, formats.to_markdown(checked).encode())
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         try:

@@ -209,13 +209,7 @@ def _is_relu(layer: Any) -> bool:
     kind = type(layer).__name__
     if kind == "ReLU":
         return not layer.negative_slope and not layer.threshold
-    return kind == "Activation" and _activation(layer) in {"relu", "relu6"}
-
-
-def _activation(layer: Any) -> str | None:
-    if type(layer).__name__ == "Softmax":
-        return "softmax"
-    return getattr(getattr(layer, "activation", None), "__name__", None)
+    return kind == "Activation" and getattr(layer.activation, "__name__", "") in {"relu", "relu6"}
 
 
 def _is_rounding(layer: Any) -> bool:

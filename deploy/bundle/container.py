@@ -6,6 +6,7 @@ open. A file is accepted only if laying out what was read from it gives the very
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -305,7 +306,8 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        _remove(aside)
+        with contextlib.suppress(OSError):  # what stopped the writing was said already
+            _remove(aside)
 
 
 def _remove(aside: Path) -> None:

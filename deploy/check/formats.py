@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import tempfile
-from pathlib import Path
 from xml.etree import ElementTree as ET  # writes only; nothing is parsed
 
 from deploy.check.rules import Checked, Finding
-from deploy.errors import UserError
 
 _WORDS = {"passed": "passed", "failed": "FAILED", "undecided": "cannot tell"}
 _SIGNS = {"passed": "✅", "failed": "❌", "undecided": "❔"}
@@ -96,27 +91,3 @@ def _xml(text: str) -> str:
 def _plain(text: str) -> str:
     """Return text that Markdown shows as it is, on one line, also inside a table."""
     return re.sub(r"([\\`*_\[\]<>|#&$~])", r"\\\1", " ".join(text.split()))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    try:
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            # mkstemp keeps others out, a file of open() would not.
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(aside).chmod(0o666 & ~umask)
-            Path(aside).replace(path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(aside).unlink()
-            raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.bench import Bench
+from deploy.bundle.container import write_whole
 from deploy.bundle.make import bundle_model
 from deploy.check import formats
 from deploy.check.int8 import products
@@ -140,8 +141,9 @@ def test_markdown_keeps_a_strange_path_in_its_cell():
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "no").write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot be written"):
-        formats.write_whole(tmp_path / "no" / "file.xml", b"")
+        write_whole(tmp_path / "no" / "file.xml", b"")
 
 
 def invoke(*words, **env):
