@@ -573,7 +573,13 @@ def _computing_in(precision: str) -> Iterator[None]:
 
 def _augment(task: Task) -> Augment | None:
     """Return what the task does to its training batches."""
-    return partial(augment_batch, task.augment) if task.augment else None
+    if not task.augment:
+        return None
+    import tensorflow as tf
+
+    # It knows no match, and nothing here branches on a tensor.
+    as_it_is = tf.autograph.experimental.do_not_convert(augment_batch)
+    return partial(as_it_is, task.augment)
 
 
 def why_not_fitted(task: Task, config: Fit) -> str | None:
