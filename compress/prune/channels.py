@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -16,8 +16,9 @@ from compress.data.task import Task
 from compress.networks.named_layers import named_layers
 from compress.prune.cost import macs, parameters
 from compress.prune.criteria import Criterion, Scores, comparable, scores
-from compress.prune.groups import Coupling, Group, Keep, Wiring, couple, narrowed
+from compress.prune.groups import Coupling, Group, Keep, couple, narrowed
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
+from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
 from deploy.record import Record
 
@@ -94,6 +95,8 @@ class PruneChannels(Record, frozen=True, tag_field="kind", tag="prune_channels")
     """How the model trains after all rounds but the last; None is as ``fine_tune``."""
     samples: Positive = 1024
     """Training samples that ``taylor`` and ``activation`` look at."""
+    distill: Distillation | bool = Distillation()
+    """How the fine-tuning listens to the baseline beside the truth; false leaves the baseline out."""
 
     def __post_init__(self) -> None:
         if self.target is None and not self.per_layer and not self.layer_widths:
@@ -118,6 +121,7 @@ def prune_channels(
     task: Task,
     *,
     seed: int,
+    teacher: Teacher | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
     allowed: AllowedWidths | None = None,
@@ -132,6 +136,7 @@ def prune_channels(
         step: what to take and how.
         task: what to judge channels and fine-tune on.
         seed: of the fine-tuning and of what criteria draw.
+        teacher: whose answers the fine-tuning listens to.
         on_epoch: told about the end of each epoch, counted over all rounds.
         files: what the fine-tuning leaves on disk meanwhile; the table of epochs is that of the
             last round.
@@ -144,7 +149,8 @@ def prune_channels(
     """
     if not model.built:
         raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
-    files, ends = files or TrainingFiles(), []
+    files = files or TrainingFiles()
+    ends: list[dict[str, float]] = []
     first, current = couple(model), model
     _require_something(first, step)
     histories = []
@@ -166,6 +172,7 @@ def prune_channels(
                 task,
                 step.training(number),
                 seed=seed,
+                teacher=teacher,
                 on_epoch=_counted(on_epoch, before=len(ends), epochs=step.epochs),
                 files=_files_of(files, number, step.rounds),
             )
@@ -197,7 +204,7 @@ def facts(original: Any, made: Any, step: PruneChannels) -> dict[str, str]:
         step: the step.
     """
     coupling, said = couple(original), {}
-    now = {name: layer for name, layer in named_layers(made)}
+    now = dict(named_layers(made))
     for name, wiring in coupling.wiring.items():
         if not any(len(weight.shape) > 1 for weight in wiring.layer.weights):
             continue
@@ -239,6 +246,17 @@ def _require_something(coupling: Coupling, step: PruneChannels) -> None:
                 raise UserError(f"{where}: no layer with channels is named '{name}'; {there}")
             if not coupling.group_of(name):
                 raise UserError(f"{where}: '{name}' cannot be pruned: {coupling.reasons[name]}")
+    _require_widths(coupling, step)
+    for group in coupling.groups:
+        _asked_of(group, coupling, step)
+    if not any(_why_left_alone(group, step) is None for group in coupling.groups):
+        whys = {n: why_not_narrower(coupling, n, step) or "" for n in names}
+        reasons = "; ".join(f"{name}: {why}" for name, why in whys.items())
+        raise UserError(f"prune_channels: nothing is left to prune ({reasons})")
+
+
+def _require_widths(coupling: Coupling, step: PruneChannels) -> None:
+    """Raise a UserError where ``layer_widths`` asks for a width that a layer cannot have."""
     for name, width in step.layer_widths.items():
         groups, whole = coupling.group_of(name), len(coupling.wiring[name].gives)
         if len(groups) > 1:
@@ -254,12 +272,6 @@ def _require_something(coupling: Coupling, step: PruneChannels) -> None:
                 f"layer_widths: {per_unit} channels of '{name}' go together, so that its width is a "
                 f"multiple of {per_unit}; got {width}"
             )
-    for group in coupling.groups:
-        _asked_of(group, coupling, step)
-    if not any(_why_left_alone(group, step) is None for group in coupling.groups):
-        whys = {n: why_not_narrower(coupling, n, step) or "" for n in names}
-        reasons = "; ".join(f"{name}: {why}" for name, why in whys.items())
-        raise UserError(f"prune_channels: nothing is left to prune ({reasons})")
 
 
 def _why_left_alone(group: Group, step: PruneChannels) -> str | None:
@@ -428,8 +440,7 @@ class _Chooser:
 
     def _is_allowed(self, group: Group, units: int) -> bool:
         return all(
-            units * group.channels_per_unit[name]
-            in self.allowed(name, self._width(group, name))
+            units * group.channels_per_unit[name] in self.allowed(name, self._width(group, name))
             for name in group.layers
         )
 

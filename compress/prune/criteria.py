@@ -18,9 +18,7 @@ Array = npt.NDArray[Any]
 Scores = dict[Group, npt.NDArray[np.float64]]
 """A number for each unit of each group, in the group's order; the smallest go first."""
 
-Criterion = Literal[
-    "l1", "l2", "batch_norm", "taylor", "activation", "geometric_median", "random"
-]
+Criterion = Literal["l1", "l2", "batch_norm", "taylor", "activation", "geometric_median", "random"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _BATCH = 128

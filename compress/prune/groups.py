@@ -281,9 +281,7 @@ class _Coupler:
             self.tensors[id(outputs[0])] = rule.gives
         self._note(layer, rule, tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:]))
 
-    def _rule(
-        self, layer: Any, inputs: list[Any], outputs: list[Any], given: list[Units]
-    ) -> _Rule:
+    def _rule(self, layer: Any, inputs: list[Any], outputs: list[Any], given: list[Units]) -> _Rule:
         """Return what this call says; what is not understood pins all that it touches."""
         kind = type(layer).__name__
         why_not = _why_not_known(layer, inputs, outputs)

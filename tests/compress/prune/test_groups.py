@@ -1,7 +1,6 @@
 """Channels that go together, found and taken out of networks of every shape."""
 
 import numpy as np
-import pytest
 import tf_keras
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -50,7 +49,9 @@ def grown(x, operation):
             return layers.Conv2DTranspose(given[0], 2, padding="same")(x)
         case "depthwise":
             bias = given[1]
-            return layers.DepthwiseConv2D(2, padding="same", depth_multiplier=given[0], use_bias=bias)(x)
+            return layers.DepthwiseConv2D(
+                2, padding="same", depth_multiplier=given[0], use_bias=bias
+            )(x)
         case "grouped":
             groups, each = given
             x = conv(2 * groups)(x)
@@ -63,7 +64,9 @@ def grown(x, operation):
         case "dense concat":
             return layers.Concatenate()([x, conv(given[0], "relu")(x)])
         case "squeeze":
-            y = layers.Dense(given[0], activation="relu")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+            y = layers.Dense(given[0], activation="relu")(
+                layers.GlobalAveragePooling2D(keepdims=True)(x)
+            )
             return layers.Multiply()([x, layers.Dense(channels, activation="sigmoid")(y)])
         case "shared":
             twice = conv(channels, "relu")
@@ -82,7 +85,9 @@ def grown(x, operation):
             pool = layers.MaxPooling2D if given[0] == "max" else layers.AveragePooling2D
             return pool(2, padding="same")(x)
         case "reshaped":
-            return layers.Reshape((side, side, channels))(layers.Reshape((side * side, channels))(x))
+            return layers.Reshape((side, side, channels))(
+                layers.Reshape((side * side, channels))(x)
+            )
     raise AssertionError(kind)
 
 
@@ -101,17 +106,23 @@ def network(operations, end):
             x = layers.Concatenate()([layers.Dense(3, activation="tanh")(flat(x)), mean(x)])
         case "fold and flatten":
             units = 2 * x.shape[-1]
-            x = flat(layers.Conv1D(3, 1)(layers.Reshape((2, units // 2))(layers.Dense(units)(mean(x)))))
+            x = flat(
+                layers.Conv1D(3, 1)(layers.Reshape((2, units // 2))(layers.Dense(units)(mean(x))))
+            )
     return tf_keras.Model(inputs, layers.Dense(3, name="last")(x))
 
 
 def randomised(model, seed):
     rng = np.random.default_rng(seed)
     for _, layer in named_layers(model):
-        layer.set_weights([
-            rng.uniform(0.3, 1.5, w.shape) if "variance" in v.name else rng.normal(0, 0.5, w.shape)
-            for v, w in zip(layer.weights, layer.get_weights(), strict=True)
-        ])
+        layer.set_weights(
+            [
+                rng.uniform(0.3, 1.5, w.shape)
+                if "variance" in v.name
+                else rng.normal(0, 0.5, w.shape)
+                for v, w in zip(layer.weights, layer.get_weights(), strict=True)
+            ]
+        )
     return model
 
 
@@ -122,7 +133,13 @@ def zeroed(model, coupling, keep):
             continue
         wiring = coupling.wiring[name]
         gone = ~keep[wiring.gives]
-        weights = dict(zip((v.name.split("/")[-1].split(":")[0] for v in layer.weights), layer.get_weights(), strict=True))
+        weights = dict(
+            zip(
+                (v.name.split("/")[-1].split(":")[0] for v in layer.weights),
+                layer.get_weights(),
+                strict=True,
+            )
+        )
         kind = type(layer).__name__
         for which, weight in weights.items():
             if which == "depthwise_kernel" and kind == "DepthwiseConv2D":
@@ -145,7 +162,9 @@ def some_kept(coupling, seed):
 
 @settings(
     max_examples=220,
-    phases=[Phase.generate],  # an example is small as it is, and building hundreds more takes minutes
+    phases=[
+        Phase.generate
+    ],  # an example is small as it is, and building hundreds more takes minutes
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.lists(OPERATIONS, min_size=1, max_size=3), ENDS, st.integers(0, 10**6))
