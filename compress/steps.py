@@ -22,10 +22,11 @@ from compress.networks.named_layers import named_layers
 from compress.prune.channels import (
     Faster,
     PruneChannels,
+    channel_facts,
     check_channel_names,
-    facts,
     prune_channels,
 )
+from compress.prune.dead import RemoveDead, dead_facts, remove_dead
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
@@ -69,7 +70,7 @@ from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | PruneChannels | FoldBatchNorm | QuantizeAware
+KerasStep = MagnitudePrune | PruneChannels | RemoveDead | FoldBatchNorm | QuantizeAware
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -82,7 +83,7 @@ PARITY_SAMPLES = 256
 """Real samples on which an export must agree with Keras."""
 _BRIEF = Bench(processes=5, sessions_per_process=2, rounds=10, block_ms=2.0, batch=1)
 """How long one network is timed in a search for a latency."""
-_FOLD_TOLERANCE = 1e-5
+_LOSSLESS_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
 Step = KerasStep | OnnxStep | LiteRtStep
@@ -128,7 +129,7 @@ def keras_step(
 
     Raises:
         UserError: if the step does not fit the model or the task.
-        ParityError: if folding changed the numbers.
+        ParityError: if a step without loss changed the numbers.
     """
     how = distillation_of(step)
     taught = Teacher(model=teacher, how=how) if teacher is not None and how is not None else None
@@ -148,6 +149,8 @@ def keras_step(
                 files=files,
                 measure=_speedup_over(model, step, seed=seed),
             )
+        case RemoveDead():
+            return _proven(model, remove_dead(model, step), task), None
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
@@ -182,13 +185,15 @@ def _speedup_over(original: Any, step: PruneChannels, *, seed: int) -> Callable[
 
 
 def _folded(model: Any, task: Task) -> Any:
-    folded, _ = fold_batch_norm(model)
+    return _proven(model, fold_batch_norm(model)[0], task)
+
+
+def _proven(model: Any, made: Any, task: Task) -> Any:
+    """Return a tf-keras model that was made of another without loss, if it gives its numbers."""
     samples = task.validation.x[:PARITY_SAMPLES]
-    before, after = (
-        lambda x, made=made: np.asarray(made(x, training=False)) for made in (model, folded)
-    )
-    require_parity(before, after, samples, tolerance=_FOLD_TOLERANCE)
-    return folded
+    before, after = (lambda x, one=one: np.asarray(one(x, training=False)) for one in (model, made))
+    require_parity(before, after, samples, tolerance=_LOSSLESS_TOLERANCE)
+    return made
 
 
 def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any:
@@ -265,7 +270,9 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
             return {name: why for name, why in reasons.items() if why}
         case PruneChannels():
-            return facts(original, made, step)
+            return channel_facts(original, made, step)
+        case RemoveDead():
+            return dead_facts(original, made, step)
         case FoldBatchNorm():
             return fold_batch_norm(original)[1]
         case QuantizeAware():
@@ -319,6 +326,7 @@ def check_layer_names(model: Any, step: Step) -> None:
                     )
         case (
             FoldBatchNorm()
+            | RemoveDead()
             | QuantizeDynamic()
             | QuantizeMixed()
             | ToFloat16()

@@ -195,7 +195,7 @@ def multiples(of: int) -> AllowedWidths:
     return lambda _name, width: range(of, width + 1, of)
 
 
-def facts(original: Any, made: Any, step: PruneChannels) -> dict[str, str]:
+def channel_facts(original: Any, made: Any, step: PruneChannels) -> dict[str, str]:
     """Say of every layer with a kernel how many of its channels stayed, and why where all did.
 
     Args:

@@ -8,7 +8,6 @@ smallest things that can be taken out of a network.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,7 +189,9 @@ def calls_of(model: Any) -> Iterator[Any]:
         yield from depths[depth]
 
 
-def narrowed(coupling: Coupling, keep: Keep) -> Any:
+def narrowed(
+    coupling: Coupling, keep: Keep, *, more_bias: Mapping[str, Array] | None = None
+) -> Any:
     """Return the network without the units that go: a plain model with weights of its own.
 
     Its layers keep their names; a layer of an inner model is called ``inner/layer``.
@@ -198,6 +199,7 @@ def narrowed(coupling: Coupling, keep: Keep) -> Any:
     Args:
         coupling: of the network, which is left alone.
         keep: which units stay.
+        more_bias: by layer name what its bias takes over, ``(channels,)`` of the layer as it was.
 
     Raises:
         ValueError: if a unit that has to stay, or all channels of a layer, were to go.
@@ -206,18 +208,25 @@ def narrowed(coupling: Coupling, keep: Keep) -> Any:
         if int(unit) in coupling.pinned:
             raise ValueError(f"unit {unit} has to stay: {coupling.pinned[int(unit)]}")
     made: list[tuple[Wiring, Any]] = []
+    more_bias = more_bias or {}
 
     def make(layer: Any, name: str) -> Callable[..., Any]:
         wiring = coupling.wiring[name]
         if len(wiring.gives) and not keep[wiring.gives].any():
             raise ValueError(f"{name}: no channel is left")
-        twin: Callable[..., Any] = copied(layer, name, **wiring.narrowed_config(keep))
+        changes = wiring.narrowed_config(keep) | ({"use_bias": True} if name in more_bias else {})
+        twin: Callable[..., Any] = copied(layer, name, **changes)
         made.append((wiring, twin))
         return twin
 
     result = rewired(coupling.model, make)
     for wiring, twin in made:
-        twin.set_weights(wiring.narrowed_weights(keep))
+        weights = wiring.narrowed_weights(keep)
+        if wiring.name in more_bias:
+            more = more_bias[wiring.name][keep[wiring.gives]]
+            bias = weights.pop() if wiring.layer.use_bias else 0.0
+            weights.append((bias + more).astype(np.float32))
+        twin.set_weights(weights)
     return result
 
 
@@ -284,7 +293,7 @@ class _Coupler:
     def _rule(self, layer: Any, inputs: list[Any], outputs: list[Any], given: list[Units]) -> _Rule:
         """Return what this call says; what is not understood pins all that it touches."""
         kind = type(layer).__name__
-        why_not = _why_not_known(layer, inputs, outputs)
+        why_not = why_not_followed(layer, inputs, outputs)
         if why_not is None and kind in {"Flatten", "Reshape"}:
             return _Rule(gives=self._reshaped(layer, inputs[0], outputs[0], given[0]))
         if why_not is None and kind in _MERGES:
@@ -294,7 +303,7 @@ class _Coupler:
         if why_not is None:
             rule = self._rule_of_one(layer, given[0], _channels(outputs[0]))
             if rule is not None:
-                if (why_pinned := _why_not_one_by_one(layer)) is not None:
+                if (why_pinned := why_not_one_by_one(layer)) is not None:
                     self._pin(rule.gives, f"{layer.name!r} {why_pinned}")
                 return rule
             why_not = f"is a {kind}, of which it is not known what it does to channels"
@@ -319,32 +328,31 @@ class _Coupler:
         if kind in _DEPTHWISE:
             y = np.repeat(x, layer.depth_multiplier)
             return _Rule(gives=y, cuts=[{-2: x}, {0: y}][: len(layer.weights)])
-        if kind in _CONVOLUTIONS and layer.groups > 1 and layer.groups == len(x):
+        if kind in _CONVOLUTIONS and 1 < layer.groups == len(x):
             y = np.repeat(x, channels // layer.groups)
             return _Rule(gives=y, cuts=[{-1: y}, {0: y}][: len(layer.weights)])
-        y = self._made(layer, channels)
-        bias = {0: y}
-        if kind == "Dense":
-            return _Rule(gives=y, cuts=[{0: x, 1: y}, bias][: len(layer.weights)], reads=x, makes=y)
-        if kind in _CONVOLUTIONS:
-            if layer.groups > 1:  # each group loses the same places, so that all stay of one size
-                for units in (x, y):
-                    for other in np.split(units, layer.groups)[1:]:
-                        self._unite(units[: len(other)], other, layer.name)
-                x = x[: len(x) // layer.groups]
-            cuts = [{-2: x, -1: y}, bias][: len(layer.weights)]
-            return _Rule(gives=y, cuts=cuts, reads=x, makes=y)
-        if kind in _TRANSPOSED:
-            return _Rule(
-                gives=y, cuts=[{-2: y, -1: x}, bias][: len(layer.weights)], reads=x, makes=y
-            )
-        if kind in _SEPARABLE:
-            wide = np.repeat(x, layer.depth_multiplier)
-            cuts = [{-2: x}, {-2: wide, -1: y}, bias][: len(layer.weights)]
-            return _Rule(gives=y, cuts=cuts, reads=x, makes=y)
+        return self._rule_of_kernel(layer, x, channels) if kind in _MAKERS else None
+
+    def _rule_of_kernel(self, layer: Any, x: Units, channels: int) -> _Rule:
+        """Return what a call of a kernel says that begins channels."""
+        kind, y = type(layer).__name__, self._made(layer, channels)
         if kind == "Embedding":
             return _Rule(gives=y, cuts=[{-1: y}], makes=y)
-        return None
+        cuts: list[dict[int, Units]] = [{-2: x, -1: y}, {0: y}]
+        if kind in _TRANSPOSED:
+            cuts[0] = {-2: y, -1: x}
+        elif kind in _SEPARABLE:
+            wide = np.repeat(x, layer.depth_multiplier)
+            cuts = [{-2: x}, {-2: wide, -1: y}, {0: y}]
+        elif kind in _CONVOLUTIONS and layer.groups > 1:
+            # Each group loses the same places, so that all stay of one size.
+            for units in (x, y):
+                first, *others = np.split(units, layer.groups)
+                for other in others:
+                    self._unite(first, other, layer.name)
+            x = x[: len(x) // layer.groups]
+            cuts[0] = {-2: x, -1: y}
+        return _Rule(gives=y, cuts=cuts[: len(layer.weights)], reads=x, makes=y)
 
     def _made(self, layer: Any, channels: int) -> Units:
         """Return the numbers that a kernel begins: the same ones at each of its calls."""
@@ -504,8 +512,14 @@ def _or_none(units: Units | None) -> Sequence[int]:
     return () if units is None else [int(unit) for unit in units]
 
 
-def _why_not_known(layer: Any, inputs: list[Any], outputs: list[Any]) -> str | None:
-    """Say why a call cannot be followed channel by channel, or None if it may be."""
+def why_not_followed(layer: Any, inputs: list[Any], outputs: list[Any]) -> str | None:
+    """Say why a call cannot be followed channel by channel, or None if it may be.
+
+    Args:
+        layer: what is called.
+        inputs: the tensors that it is given.
+        outputs: those that it gives.
+    """
     kind = type(layer).__name__
     if not type(layer).__module__.startswith("tf_keras."):
         return f"is a {kind} of your own code"
@@ -515,12 +529,18 @@ def _why_not_known(layer: Any, inputs: list[Any], outputs: list[Any]) -> str | N
         return f"is a {kind} whose channels cannot be counted"
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         return "has its channels first"
-    why_not = _why_not_one_by_one(layer)
-    if why_not is not None and kind not in _MAKERS:
-        return why_not
     if kind not in _MERGES | {"Concatenate"} and len(inputs) != 1:
         return f"is a {kind} of several inputs"
-    rank = len(inputs[0].shape)
+    if kind in {"Flatten", "Reshape"}:
+        lengths = [length for tensor in (*inputs, *outputs) for length in tensor.shape[1:]]
+        return "reshapes an axis whose length is not known" if None in lengths else None
+    why_not = None if kind in _MAKERS else why_not_one_by_one(layer)
+    return why_not or _why_not_on_last_axis(layer, len(inputs[0].shape))
+
+
+def _why_not_on_last_axis(layer: Any, rank: int) -> str | None:
+    """Say why a layer does not treat the last axis as channels, or None if it does."""
+    kind = type(layer).__name__
     if kind in _NORMS:
         axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
         if [axis % rank for axis in axes] != [rank - 1]:
@@ -529,13 +549,10 @@ def _why_not_known(layer: Any, inputs: list[Any], outputs: list[Any]) -> str | N
         return "moves the channels to another axis"
     if kind == "Rescaling" and np.size(layer.scale) + np.size(layer.offset) > 2:
         return "scales each channel by a number of its own"
-    known = all(math.isfinite(n or math.nan) for t in (*inputs, *outputs) for n in t.shape[1:])
-    if kind in {"Flatten", "Reshape"} and not known:
-        return "reshapes an axis whose length is not known"
     return None
 
 
-def _why_not_one_by_one(layer: Any) -> str | None:
+def why_not_one_by_one(layer: Any) -> str | None:
     """Say why a layer's own activation mixes channels, or None if it does not."""
     activation = getattr(layer, "activation", None)
     named = getattr(activation, "__name__", type(activation).__name__)

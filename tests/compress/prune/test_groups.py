@@ -32,7 +32,7 @@ ENDS = st.sampled_from(["flatten", "global", "both", "fold and flatten"])
 SIDE, INPUTS = 4, 2
 
 
-def grown(x, operation):
+def grown(x, operation):  # noqa: C901  # one case an operation
     """Return the tensor after one operation of ``OPERATIONS``."""
     kind, *given = operation
     channels, side = x.shape[-1], x.shape[1]
