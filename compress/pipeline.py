@@ -41,6 +41,7 @@ from compress.steps import (
     OnnxStep,
     Step,
     check_layer_names,
+    distillation_of,
     epochs_of,
     exported,
     keras_step,
@@ -177,6 +178,8 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            if distillation_of(step) is not None:
+                made |= {"teacher": trained}
             keras_key = key_of(made)
             model_key = onnx_of(keras_key, step)
         elif isinstance(step, LiteRtStep):
@@ -372,8 +375,19 @@ class _Making:
         if isinstance(stage.step, KerasStep) and stage.parent:
             parent = self._keras(self.stages[stage.parent]) / _KERAS
             original = load_keras(parent, trust_code=self._trusted)
+            teacher = None
+            if distillation_of(stage.step) is not None:
+                path = self._keras(self.stages[BASELINE]) / _KERAS
+                same = path == parent
+                teacher = original if same else load_keras(path, trust_code=self._trusted)
             model, history = keras_step(
-                original, stage.step, self.task, seed=seed, on_epoch=on_epoch, files=files
+                original,
+                stage.step,
+                self.task,
+                seed=seed,
+                teacher=teacher,
+                on_epoch=on_epoch,
+                files=files,
             )
             notes = reasons_left_alone(original, stage.step, model)
         else:

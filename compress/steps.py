@@ -51,6 +51,7 @@ from compress.quantize.post_training import (
     with_method,
 )
 from compress.train.fit import History, OnEpoch, TrainingFiles
+from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
 from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
@@ -94,23 +95,44 @@ def keras_step(
     task: Task,
     *,
     seed: int,
+    teacher: Any | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
 ) -> tuple[Any, History | None]:
     """Return what a step makes of a tf-keras model, which is left alone, and how it trained.
 
+    Args:
+        model: what the step is carried out on.
+        step: the step.
+        task: what is learned.
+        seed: of its training.
+        teacher: the tf-keras model that the training listens to if the step says so; may be
+            ``model`` itself. None trains on the truth alone.
+        on_epoch: told about the end of each epoch.
+        files: what the training leaves on disk meanwhile.
+
     Raises:
         UserError: if the step does not fit the model or the task.
         ParityError: if folding changed the numbers.
     """
+    how = distillation_of(step)
+    taught = Teacher(model=teacher, how=how) if teacher is not None and how is not None else None
     match step:
         case MagnitudePrune():
-            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch, files=files)
+            return magnitude_prune(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
             return quantize_aware(
-                _folded(model, task), step, task, seed=seed, on_epoch=on_epoch, files=files
+                _folded(model, task),
+                step,
+                task,
+                seed=seed,
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
             )
         case _:
             assert_never(step)
@@ -232,6 +254,10 @@ def check_layer_names(model: Any, step: Step) -> None:
     Raises:
         UserError: if a name or pattern of the step matches no layer.
     """
+    how = distillation_of(step)
+    why_not = how and (why_not_hinted(model, how) or why_not_hinting(model, how))
+    if why_not:
+        raise UserError(why_not)
     match step:
         case MagnitudePrune():
             check_names(model, step)
@@ -255,6 +281,14 @@ def check_layer_names(model: Any, step: Step) -> None:
             return
         case _:
             assert_never(step)
+
+
+def distillation_of(step: Step) -> Distillation | None:
+    """Return how a step's training listens to its teacher; None if it has none, or does not train."""
+    asked: Distillation | bool = getattr(step, "distill", False)
+    if isinstance(asked, Distillation):
+        return asked
+    return Distillation() if asked else None
 
 
 def epochs_of(step: Step) -> int:

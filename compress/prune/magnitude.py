@@ -13,6 +13,7 @@ from msgspec import Meta
 from compress.data.task import Task
 from compress.networks.named_layers import is_model, named_layers
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
+from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError, needs_extra
 from deploy.record import Record
 
@@ -94,6 +95,8 @@ class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune
     skip: tuple[str, ...] = ()
     """Names of layers left alone; ``*``, ``?`` and ``[]`` match as in a shell."""
     pattern: Pattern = Unstructured()
+    distill: Distillation | bool = Distillation()
+    """How the fine-tuning listens to the baseline beside the truth; false leaves the baseline out."""
 
     def __post_init__(self) -> None:
         if self.begin > self.end:
@@ -134,6 +137,7 @@ def magnitude_prune(
     task: Task,
     *,
     seed: int,
+    teacher: Teacher | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
 ) -> tuple[Any, History]:
@@ -148,6 +152,7 @@ def magnitude_prune(
         step: what to prune and how.
         task: what to fine-tune on.
         seed: of the fine-tuning.
+        teacher: whose answers the fine-tuning listens to.
         on_epoch: told about the end of each epoch.
         files: what the fine-tuning leaves on disk meanwhile.
 
@@ -170,6 +175,7 @@ def magnitude_prune(
         task,
         step.fine_tune,
         seed=seed,
+        teacher=teacher,
         callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
         on_epoch=on_epoch,
         keep_from=math.ceil(end / steps_per_epoch),

@@ -47,6 +47,7 @@ from compress.train.schedules import (
     why_not_scheduled,
 )
 from compress.train.step import Augment, Step
+from compress.train.teacher import Lesson, Teacher, why_not_taught
 from compress.train.trainable import why_not_trained
 from deploy.errors import UserError, needs_extra
 from deploy.machine import this_environment
@@ -158,6 +159,7 @@ def fit(
     config: Fit,
     *,
     seed: int,
+    teacher: Teacher | None = None,
     callbacks: Sequence[Any] = (),
     on_epoch: OnEpoch | None = None,
     keep_from: int = 1,
@@ -178,6 +180,7 @@ def fit(
         task: what to learn. The test split is not touched.
         config: how to learn it.
         seed: of shuffling, dropout and everything else that is drawn while training.
+        teacher: whose answers count beside the truth; None is the truth alone.
         callbacks: further Keras callbacks; at the end of an epoch they run first, so that what
             they do to the weights is in the weights that are kept. What they remember outside the
             model's variables is not in a checkpoint.
@@ -189,8 +192,8 @@ def fit(
 
     Raises:
         UserError: if the batch is larger than the training split, early stopping or the schedule
-            watch a metric that there is not, the model does not give the task's outputs, the loss
-            does not fit the task, something that was asked for does not work with this network or
+            watch a metric that there is not, the model or the teacher does not give the task's
+            outputs, the loss does not fit the task, something that was asked for does not work with this network or
             machine, or the loss or a weight becomes infinite or NaN; the model's weights are
             worthless then.
     """
@@ -204,13 +207,14 @@ def fit(
         or _why_not_shared(worker, task, config)
         or why_not_trained(model, task)
         or why_not_dropped(model, config.regularise)
+        or why_not_taught(model, teacher, task)
     )
     if why_not is not None:
         raise UserError(why_not)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(seed)
-    step = make_step(model, task, config, seed=seed)
+    step = make_step(model, task, config, seed=seed, teacher=teacher)
     names = [metric.name for metric in model.metrics]
     why_not = _why_not_watched(names, task, config)
     if why_not is not None:
@@ -220,6 +224,7 @@ def fit(
         task=task,
         config=config,
         seed=seed,
+        teacher=teacher,
         callbacks=callbacks,
         on_epoch=on_epoch,
         keep_from=keep_from,
@@ -230,8 +235,14 @@ def fit(
         return training.run()
 
 
-def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
+def make_step(
+    model: Any, task: Task, config: Fit, *, seed: int, teacher: Teacher | None = None
+) -> Step:
     """Return what one batch of a task does to a model."""
+    example = read_batch(task, task.train, np.arange(1))
+    lesson = (
+        partial(Lesson, teacher, model, task, example=example[0], seed=seed) if teacher else None
+    )
     return Step(
         model,
         optimizer=config.optimizer,
@@ -239,8 +250,9 @@ def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
         loss=keras_loss(loss_of(config.loss, task), task),
         metrics=keras_metrics(task),
         seed=seed,
-        example=read_batch(task, task.train, np.arange(1)),
+        example=example,
         augment=_augment(task),
+        lesson=lesson,
         moves_momentum=config._moves_momentum,  # noqa: SLF001  # of this file
         xla=config.xla,
     )
@@ -256,6 +268,7 @@ class Training:
         task: Task,
         config: Fit,
         seed: int,
+        teacher: Teacher | None,
         callbacks: Sequence[Any],
         on_epoch: OnEpoch | None,
         keep_from: int,
@@ -269,6 +282,7 @@ class Training:
         self.task = task
         self.config = config
         self.seed = seed
+        self.teacher = teacher
         self.callbacks = tf_keras.callbacks.CallbackList(list(callbacks), model=step.model)
         self.on_epoch = on_epoch
         self.keep_from = keep_from
@@ -417,10 +431,7 @@ class Training:
 
     def _metrics(self) -> dict[str, float]:
         """Return the metrics of the epoch whose steps are over; look at validation for them."""
-        metrics = self.step.metrics()
-        penalty = self.step.mean_penalty()
-        if penalty is not None:
-            metrics["penalty"] = penalty
+        metrics = {**self.step.metrics(), **self.step.means()}
         if len(self.task.validation):
             self.step.reset()
             parts = cut(np.arange(len(self.task.validation)), self.config.batch_size)
@@ -484,8 +495,10 @@ class Training:
             "samples": [len(self.task.train), len(self.task.validation)],
             "seed": self.seed,
             "keep_from": self.keep_from,
+            "teacher": self.teacher.how if self.teacher else None,
         }
-        return fingerprint(parts, [weight.numpy() for weight in self.model.weights])
+        weights = [*self.model.weights, *(self.teacher.model.weights if self.teacher else ())]
+        return fingerprint(parts, [weight.numpy() for weight in weights])
 
     def _resume(self) -> None:
         """Go on where the checkpoint stands, if there is one of this very training."""
@@ -560,7 +573,13 @@ def _computing_in(precision: str) -> Iterator[None]:
 
 def _augment(task: Task) -> Augment | None:
     """Return what the task does to its training batches."""
-    return partial(augment_batch, task.augment) if task.augment else None
+    if not task.augment:
+        return None
+    import tensorflow as tf
+
+    # It knows no match, and nothing here branches on a tensor.
+    as_it_is = tf.autograph.experimental.do_not_convert(augment_batch)
+    return partial(as_it_is, task.augment)
 
 
 def why_not_fitted(task: Task, config: Fit) -> str | None:
