@@ -28,6 +28,7 @@ from compress.artifacts import (
 from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.networks import KerasFile, Network, PythonFunction, load_keras
+from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
@@ -178,6 +179,9 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            if isinstance(step, LowRank) and isinstance(step.by, BySpeed):
+                machine = msgspec.structs.replace(this_environment(), load_average=None)
+                made |= {"machine": machine, "timing": code_digest(*_BENCH_CODE)}
             if distillation_of(step) is not None:
                 made |= {"teacher": trained}
             keras_key = key_of(made)

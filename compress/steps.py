@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.export.parity import require_parity
 from compress.export.proven import Export, export
+from compress.export.to_onnx import to_onnx
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
+from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
@@ -52,11 +58,12 @@ from compress.quantize.post_training import (
 )
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
+from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | FoldBatchNorm | QuantizeAware
+KerasStep = MagnitudePrune | LowRank | FoldBatchNorm | QuantizeAware
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -67,6 +74,8 @@ LiteRtStep = LiteRt
 
 PARITY_SAMPLES = 256
 """Real samples on which an export must agree with Keras."""
+_BRIEF = Bench(processes=5, sessions_per_process=2, rounds=10, block_ms=2.0, batch=1)
+"""How long one network is timed in a search for a latency."""
 _FOLD_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
@@ -122,6 +131,18 @@ def keras_step(
             return magnitude_prune(
                 model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
+        case LowRank():
+            threads = step.by.threads if isinstance(step.by, BySpeed) else 1
+            return low_rank(
+                model,
+                step,
+                task,
+                seed=seed,
+                measure=_speedup_over(model, threads=threads, seed=seed),
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+            )
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
@@ -136,6 +157,22 @@ def keras_step(
             )
         case _:
             assert_never(step)
+
+
+def _speedup_over(original: Any, *, threads: int, seed: int) -> Callable[[Any], float]:
+    """Return how a tf-keras model is timed beside the original, in ONNX Runtime."""
+    settings = msgspec.structs.replace(_BRIEF, threads=threads)
+
+    def measure(candidate: Any) -> float:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder, f"{name}.onnx") for name in ("original", "candidate")]
+            for path, model in zip(paths, (original, candidate), strict=True):
+                onnx.save(to_onnx(model, opset=Export().opset), path)
+            return race(paths, settings, seed=seed)[1].value
+
+    return measure
 
 
 def _folded(model: Any, task: Task) -> Any:
@@ -221,6 +258,8 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         case MagnitudePrune():
             reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
             return {name: why for name, why in reasons.items() if why}
+        case LowRank():
+            return reasons_whole(original, step, made)
         case FoldBatchNorm():
             return fold_batch_norm(original)[1]
         case QuantizeAware():
@@ -261,6 +300,8 @@ def check_layer_names(model: Any, step: Step) -> None:
     match step:
         case MagnitudePrune():
             check_names(model, step)
+        case LowRank():
+            check_low_rank_names(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
@@ -285,6 +326,8 @@ def check_layer_names(model: Any, step: Step) -> None:
 
 def distillation_of(step: Step) -> Distillation | None:
     """Return how a step's training listens to its teacher; None if it has none, or does not train."""
+    if isinstance(step, LowRank) and step.fine_tune is None:
+        return None
     asked: Distillation | bool = getattr(step, "distill", False)
     if isinstance(asked, Distillation):
         return asked
@@ -293,4 +336,6 @@ def distillation_of(step: Step) -> Distillation | None:
 
 def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
+    if isinstance(step, LowRank):
+        return step.fine_tune.epochs if step.fine_tune else 0
     return step.fine_tune.epochs if isinstance(step, MagnitudePrune | QuantizeAware) else 0
