@@ -14,6 +14,7 @@ from compress.export.parity import require_parity
 from compress.export.proven import Export, export
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
+from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, why_not_coded
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
@@ -56,7 +57,7 @@ from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | FoldBatchNorm | QuantizeAware
+KerasStep = MagnitudePrune | EntropyPrune | FoldBatchNorm | QuantizeAware
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -120,6 +121,10 @@ def keras_step(
     match step:
         case MagnitudePrune():
             return magnitude_prune(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
+        case EntropyPrune():
+            return entropy_prune(
                 model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
         case FoldBatchNorm():
@@ -221,6 +226,10 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         case MagnitudePrune():
             reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
             return {name: why for name, why in reasons.items() if why}
+        case EntropyPrune():
+            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
+            reasons = {name: why_not_coded(name, layer, step) for name, layer in layers}
+            return {name: why for name, why in reasons.items() if why}
         case FoldBatchNorm():
             return fold_batch_norm(original)[1]
         case QuantizeAware():
@@ -261,6 +270,8 @@ def check_layer_names(model: Any, step: Step) -> None:
     match step:
         case MagnitudePrune():
             check_names(model, step)
+        case EntropyPrune():
+            check_skipped(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
@@ -293,4 +304,8 @@ def distillation_of(step: Step) -> Distillation | None:
 
 def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
-    return step.fine_tune.epochs if isinstance(step, MagnitudePrune | QuantizeAware) else 0
+    return (
+        step.fine_tune.epochs
+        if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware)
+        else 0
+    )
