@@ -198,7 +198,7 @@ def onnx_step(
         case ToFloat16():
             return Made(model=to_float16(model, step), step=step)
         case WeightOnly():
-            return Made(model=weight_only(model, step), step=step)
+            return Made(model=weight_only(model, step, task), step=step)
         case _:
             assert_never(step)
 

@@ -13,6 +13,7 @@ from deploy.cli.predicting import predict_command
 from deploy.cli.reporting import report_command
 from deploy.cli.serving import serve_command
 from deploy.cli.timing import audit_command, bench_command
+from deploy.cli.widths import widths_command
 
 
 @click.group(cls=Commands)
@@ -26,6 +27,7 @@ for _command in (
     bench_command,
     check_command,
     audit_command,
+    widths_command,
     report_command,
     bundle_command,
     convert_command,

@@ -197,3 +197,37 @@ def test_the_chief_of_tf_config_is_the_first_worker():
 def test_a_tf_config_of_another_form_is_refused(text):
     with pytest.raises(UserError, match="TF_CONFIG"):
         read_tf_config(text)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """What trainings came to on one processor and on two, as ``two_accelerators`` names them."""
+    out = tmp_path_factory.mktemp("shared") / "trained.npz"
+    subprocess.run(
+        [sys.executable, "-m", "tests.compress.train.two_accelerators", str(out)],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    with np.load(out) as found:
+        return dict(found)
+
+
+@pytest.mark.parametrize(
+    "training", ["noise and dropout", "full batch and dropout", "augmentation", "mixup"]
+)
+def test_what_is_drawn_does_not_depend_on_how_many_share_a_batch(shared, training):
+    for what in ("curves", "weights"):
+        one, two = (shared[f"{training}, {what}, {count}"] for count in (1, 2))
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_normalisation_over_two_stays_near_that_of_one(shared):
+    # One divides the variance that it remembers by n - 1, several by n; n is 756 here.
+    curves, weights = (
+        [shared[f"batch normalisation, {what}, {count}"] for count in (1, 2)]
+        for what in ("curves", "weights")
+    )
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+    np.testing.assert_allclose(weights[1], weights[0], atol=1e-3)
