@@ -28,6 +28,7 @@ from compress.artifacts import (
 from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.networks import KerasFile, Network, PythonFunction, load_keras
+from compress.prune.channels import Faster, PruneChannels
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
@@ -178,6 +179,8 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            if isinstance(step, PruneChannels) and isinstance(step.target, Faster):
+                made |= _timed_here()
             if distillation_of(step) is not None:
                 made |= {"teacher": trained}
             keras_key = key_of(made)
@@ -190,8 +193,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             target = this_target()
             made = {"step": step, "parent": parent.model_key, "target": target}
             if isinstance(step, QuantizeMixed):
-                machine = msgspec.structs.replace(this_environment(), load_average=None)
-                made |= {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
+                made |= _timed_here()
             model_key = key_of({**made, **quantizing})
         stages[variant.name] = Stage(
             name=variant.name,
@@ -203,6 +205,12 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             epochs=epochs_of(step),
         )
     return stages
+
+
+def _timed_here() -> dict[str, object]:
+    """Return the parts of a key on which a step depends that times models on this machine."""
+    machine = msgspec.structs.replace(this_environment(), load_average=None)
+    return {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
 
 
 def run(

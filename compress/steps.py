@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.export.parity import require_parity
 from compress.export.proven import Export, export
+from compress.export.to_onnx import to_onnx
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
-from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, why_not_coded
+from compress.prune.channels import (
+    Faster,
+    PruneChannels,
+    channel_facts,
+    check_channel_names,
+    prune_channels,
+)
+from compress.prune.dead import RemoveDead, dead_facts, remove_dead
+from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
     magnitude_prune,
-    why_not_pruned,
+    reasons_not_pruned,
 )
 from compress.quantize.as_trained import require_as_trained
 from compress.quantize.aware import (
@@ -53,11 +66,14 @@ from compress.quantize.post_training import (
 )
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
+from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | EntropyPrune | FoldBatchNorm | QuantizeAware
+KerasStep = (
+    MagnitudePrune | EntropyPrune | PruneChannels | RemoveDead | FoldBatchNorm | QuantizeAware
+)
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -68,7 +84,9 @@ LiteRtStep = LiteRt
 
 PARITY_SAMPLES = 256
 """Real samples on which an export must agree with Keras."""
-_FOLD_TOLERANCE = 1e-5
+_BRIEF = Bench(processes=5, sessions_per_process=2, rounds=10, block_ms=2.0, batch=1)
+"""How long one network is timed in a search for a latency."""
+_LOSSLESS_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
 Step = KerasStep | OnnxStep | LiteRtStep
@@ -114,7 +132,7 @@ def keras_step(
 
     Raises:
         UserError: if the step does not fit the model or the task.
-        ParityError: if folding changed the numbers.
+        ParityError: if a step without loss changed the numbers.
     """
     how = distillation_of(step)
     taught = Teacher(model=teacher, how=how) if teacher is not None and how is not None else None
@@ -127,6 +145,19 @@ def keras_step(
             return entropy_prune(
                 model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
+        case PruneChannels():
+            return prune_channels(
+                model,
+                step,
+                task,
+                seed=seed,
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+                measure=_speedup_over(model, step, seed=seed),
+            )
+        case RemoveDead():
+            return _proven(model, remove_dead(model, step), task), None
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
@@ -143,14 +174,33 @@ def keras_step(
             assert_never(step)
 
 
+def _speedup_over(original: Any, step: PruneChannels, *, seed: int) -> Callable[[Any], float]:
+    """Return how a smaller tf-keras model is timed beside the original, in ONNX Runtime."""
+    threads = step.target.threads if isinstance(step.target, Faster) else 1
+    settings = msgspec.structs.replace(_BRIEF, threads=threads)
+
+    def measure(candidate: Any) -> float:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder, f"{name}.onnx") for name in ("original", "candidate")]
+            for path, model in zip(paths, (original, candidate), strict=True):
+                onnx.save(to_onnx(model, opset=Export().opset), path)
+            return race(paths, settings, seed=seed)[1].value
+
+    return measure
+
+
 def _folded(model: Any, task: Task) -> Any:
-    folded, _ = fold_batch_norm(model)
+    return _proven(model, fold_batch_norm(model)[0], task)
+
+
+def _proven(model: Any, made: Any, task: Task) -> Any:
+    """Return a tf-keras model that was made of another without loss, if it gives its numbers."""
     samples = task.validation.x[:PARITY_SAMPLES]
-    before, after = (
-        lambda x, made=made: np.asarray(made(x, training=False)) for made in (model, folded)
-    )
-    require_parity(before, after, samples, tolerance=_FOLD_TOLERANCE)
-    return folded
+    before, after = (lambda x, one=one: np.asarray(one(x, training=False)) for one in (model, made))
+    require_parity(before, after, samples, tolerance=_LOSSLESS_TOLERANCE)
+    return made
 
 
 def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any:
@@ -224,19 +274,17 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
     """
     match step:
         case MagnitudePrune():
-            reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
-            return {name: why for name, why in reasons.items() if why}
+            return reasons_not_pruned(original, step)
         case EntropyPrune():
-            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
-            reasons = {name: why_not_coded(name, layer, step) for name, layer in layers}
-            return {name: why for name, why in reasons.items() if why}
+            return reasons_not_coded(original, step)
+        case PruneChannels():
+            return channel_facts(original, made, step)
+        case RemoveDead():
+            return dead_facts(original, made, step)
         case FoldBatchNorm():
             return fold_batch_norm(original)[1]
         case QuantizeAware():
-            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
-            reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
-            unfolded = fold_batch_norm(original)[1]
-            return {name: why for name, why in reasons.items() if why} | unfolded
+            return _reasons_not_aware(original, step)
         case QuantizeStatic() | QuantizeDynamic():
             # Asked of this machine, whatever the target: the report speaks of what ran here.
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
@@ -251,6 +299,13 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             return reasons_in_float(made, step)
         case _:
             assert_never(step)
+
+
+def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
+    layers = ((name, layer) for name, layer in named_layers(model) if layer.weights)
+    reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
+    unfolded = fold_batch_norm(model)[1]
+    return {name: why for name, why in reasons.items() if why} | unfolded
 
 
 def check_layer_names(model: Any, step: Step) -> None:
@@ -272,6 +327,8 @@ def check_layer_names(model: Any, step: Step) -> None:
             check_names(model, step)
         case EntropyPrune():
             check_skipped(model, step)
+        case PruneChannels():
+            check_channel_names(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
@@ -283,6 +340,7 @@ def check_layer_names(model: Any, step: Step) -> None:
                     )
         case (
             FoldBatchNorm()
+            | RemoveDead()
             | QuantizeDynamic()
             | QuantizeMixed()
             | ToFloat16()
@@ -304,8 +362,8 @@ def distillation_of(step: Step) -> Distillation | None:
 
 def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
-    return (
-        step.fine_tune.epochs
-        if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware)
-        else 0
-    )
+    if isinstance(step, PruneChannels):
+        return step.epochs
+    if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware):
+        return step.fine_tune.epochs
+    return 0

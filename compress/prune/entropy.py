@@ -210,6 +210,13 @@ def why_not_coded(name: str, layer: Any, step: EntropyPrune) -> str | None:
     return None
 
 
+def reasons_not_coded(model: Any, step: EntropyPrune) -> dict[str, str]:
+    """Return why layers that have weights are left alone, by layer name."""
+    found = ((name, layer) for name, layer in named_layers(model) if layer.weights)
+    reasons = {name: why_not_coded(name, layer, step) for name, layer in found}
+    return {name: why for name, why in reasons.items() if why}
+
+
 def check_skipped(model: Any, step: EntropyPrune) -> None:
     """Raise a UserError if ``skip`` names no layer, or nothing is left to code."""
     layers = list(named_layers(model))

@@ -299,6 +299,12 @@ def why_not_pruned(layer: Any, step: MagnitudePrune) -> str | None:
     return _why_pattern_does_not_fit(layer, tuple(kernel.shape), step.pattern)
 
 
+def reasons_not_pruned(model: Any, step: MagnitudePrune) -> dict[str, str]:
+    """Return why layers are left alone, by layer name."""
+    reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(model)}
+    return {name: why for name, why in reasons.items() if why}
+
+
 def with_budget(model: Any, step: MagnitudePrune, task: Task) -> MagnitudePrune:
     """Return the step with the target of each layer, as its budget decides."""
     kernels = {

@@ -292,8 +292,7 @@ class Step:
         seed = tf.stack([tf.constant(self._seed, tf.int64), at])
         draws.begin(seed, rows)
         if self._augment is not None:
-            augment = tf.autograph.experimental.do_not_convert(self._augment)  # it knows no match
-            x, y = augment(x, y, seed, rows)
+            x, y = self._augment(x, y, seed, rows)
 
         def drop(values: Any) -> Any:
             return draws.dropout(values, regularise.dropout)

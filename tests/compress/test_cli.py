@@ -249,6 +249,16 @@ def test_a_mixed_model_has_its_search_and_its_picture_beside_it(data, onnx, tmp_
     assert record["step"]["kind"] == "quantize_mixed"
 
 
+def test_corrections_and_bits_are_asked_for_on_the_command_line(onnx, data, tmp_path):
+    out = tmp_path / "int4.onnx"
+    corrections = ("--correct", "rounding", "--correct", "bias")
+    scales = ("--weight-bits", 4, "--per-tensor")
+    done("quantize", onnx, "--data", data, *scales, *corrections, "--out", out)
+    step = json.loads((tmp_path / "int4.onnx.json").read_text())["step"]
+    assert step["correct"] == ["rounding", "bias"]
+    assert (step["weight_bits"], step["per_channel"]) == (4, False)
+
+
 def test_the_record_of_an_automatic_calibration_says_what_was_chosen(data, onnx, tmp_path):
     out = tmp_path / "auto.onnx"
     told = done("quantize", onnx, "--data", data, "--calibration", "auto", "--out", out)
