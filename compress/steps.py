@@ -272,6 +272,26 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         step: the step.
         made: the model that the step gave, for LiteRT its bytes.
     """
+    if isinstance(step, KerasStep):
+        return _reasons_in_keras(original, step, made)
+    match step:
+        case QuantizeStatic() | QuantizeDynamic():
+            # Asked of this machine, whatever the target: the report speaks of what ran here.
+            return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
+        case QuantizeMixed():
+            return {
+                **why_not_int8(made, target=this_target()),
+                **why_in_float(original, step, made),
+            }
+        case ToFloat16() | WeightOnly():
+            return {}
+        case LiteRt():
+            return reasons_in_float(made, step)
+        case _:
+            assert_never(step)
+
+
+def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, str]:
     match step:
         case MagnitudePrune():
             return reasons_not_pruned(original, step)
@@ -285,18 +305,6 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             return fold_batch_norm(original)[1]
         case QuantizeAware():
             return _reasons_not_aware(original, step)
-        case QuantizeStatic() | QuantizeDynamic():
-            # Asked of this machine, whatever the target: the report speaks of what ran here.
-            return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
-        case QuantizeMixed():
-            return {
-                **why_not_int8(made, target=this_target()),
-                **why_in_float(original, step, made),
-            }
-        case ToFloat16() | WeightOnly():
-            return {}
-        case LiteRt():
-            return reasons_in_float(made, step)
         case _:
             assert_never(step)
 
