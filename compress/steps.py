@@ -27,12 +27,13 @@ from compress.prune.channels import (
     prune_channels,
 )
 from compress.prune.dead import RemoveDead, dead_facts, remove_dead
+from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
 from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
     magnitude_prune,
-    why_not_pruned,
+    reasons_not_pruned,
 )
 from compress.quantize.as_trained import require_as_trained
 from compress.quantize.aware import (
@@ -71,7 +72,15 @@ from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | PruneChannels | RemoveDead | LowRank | FoldBatchNorm | QuantizeAware
+KerasStep = (
+    MagnitudePrune
+    | EntropyPrune
+    | PruneChannels
+    | RemoveDead
+    | LowRank
+    | FoldBatchNorm
+    | QuantizeAware
+)
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -137,6 +146,10 @@ def keras_step(
     match step:
         case MagnitudePrune():
             return magnitude_prune(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
+        case EntropyPrune():
+            return entropy_prune(
                 model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
         case PruneChannels():
@@ -268,7 +281,7 @@ def litert_step(model: Any, step: LiteRtStep, task: Task) -> bytes:
             assert_never(step)
 
 
-def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:  # noqa: C901  # one case a step
+def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:  # one case a step
     """Return why layers are not what the step makes of layers, by layer name.
 
     A quantized layer that the runtime computes in float all the same is among them.
@@ -278,23 +291,9 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
         step: the step.
         made: the model that the step gave, for LiteRT its bytes.
     """
+    if isinstance(step, KerasStep):
+        return _reasons_in_keras(original, step, made)
     match step:
-        case MagnitudePrune():
-            reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
-            return {name: why for name, why in reasons.items() if why}
-        case PruneChannels():
-            return channel_facts(original, made, step)
-        case RemoveDead():
-            return dead_facts(original, made, step)
-        case LowRank():
-            return reasons_whole(original, step, made)
-        case FoldBatchNorm():
-            return fold_batch_norm(original)[1]
-        case QuantizeAware():
-            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
-            reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
-            unfolded = fold_batch_norm(original)[1]
-            return {name: why for name, why in reasons.items() if why} | unfolded
         case QuantizeStatic() | QuantizeDynamic():
             # Asked of this machine, whatever the target: the report speaks of what ran here.
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
@@ -309,6 +308,33 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
             return reasons_in_float(made, step)
         case _:
             assert_never(step)
+
+
+def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, str]:
+    match step:
+        case MagnitudePrune():
+            return reasons_not_pruned(original, step)
+        case EntropyPrune():
+            return reasons_not_coded(original, step)
+        case PruneChannels():
+            return channel_facts(original, made, step)
+        case RemoveDead():
+            return dead_facts(original, made, step)
+        case LowRank():
+            return reasons_whole(original, step, made)
+        case FoldBatchNorm():
+            return fold_batch_norm(original)[1]
+        case QuantizeAware():
+            return _reasons_not_aware(original, step)
+        case _:
+            assert_never(step)
+
+
+def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
+    layers = ((name, layer) for name, layer in named_layers(model) if layer.weights)
+    reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
+    unfolded = fold_batch_norm(model)[1]
+    return {name: why for name, why in reasons.items() if why} | unfolded
 
 
 def check_layer_names(model: Any, step: Step) -> None:
@@ -328,6 +354,8 @@ def check_layer_names(model: Any, step: Step) -> None:
     match step:
         case MagnitudePrune():
             check_names(model, step)
+        case EntropyPrune():
+            check_skipped(model, step)
         case PruneChannels():
             check_channel_names(model, step)
         case LowRank():
@@ -371,4 +399,6 @@ def epochs_of(step: Step) -> int:
         return step.epochs
     if isinstance(step, LowRank):
         return step.fine_tune.epochs if step.fine_tune else 0
-    return step.fine_tune.epochs if isinstance(step, MagnitudePrune | QuantizeAware) else 0
+    if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware):
+        return step.fine_tune.epochs
+    return 0
