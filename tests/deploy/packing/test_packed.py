@@ -151,8 +151,7 @@ def test_no_damage_gives_another_model_or_another_error(kind):
             continue
         try:
             assert unpack(changed, "here", 1 << 20) == model  # a bit that deflate leaves open
-        except PackingError as error:
-            assert str(error).startswith("here: ")
+        except PackingError:
             refused += 1
     assert refused > 0.9 * MUTATIONS
 
