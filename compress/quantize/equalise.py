@@ -160,13 +160,14 @@ def put_bias(graph: Any, node: Any, values: Array) -> None:
     """Give a Conv or Gemm a bias of its own: equal ones are stored once and read by many."""
     import onnx
 
-    name = f"{node.name}/own_bias"
+    name, before = f"{node.name}/own_bias", node.input[2] if len(node.input) > 2 else ""
     own = next((tensor for tensor in graph.initializer if tensor.name == name), None)
     (own or graph.initializer.add()).CopyFrom(onnx.numpy_helper.from_array(values, name))
-    if len(node.input) > 2:
-        node.input[2] = name
-    else:
-        node.input.append(name)
+    del node.input[2:]
+    node.input.append(name)
+    if not any(before in other.input for other in graph.node):
+        for unread in [tensor for tensor in graph.initializer if tensor.name == before]:
+            graph.initializer.remove(unread)
 
 
 def _factor(first: Array, second: Array, pair: Pair) -> Array:

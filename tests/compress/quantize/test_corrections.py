@@ -148,6 +148,15 @@ def test_the_best_calibration_is_chosen_for_the_corrected_model():
     assert decided.correct == ("equalise", "bias")
 
 
+def test_nothing_is_printed_and_no_bias_is_left_unread(capfd):
+    how = ("equalise", "rounding", "bias")
+    made = static(depthwise_chain(spread=10.0), weight_bits=4, correct=how)
+    outputs_of(made, images())
+    assert capfd.readouterr() == ("", "")
+    read = {name for node in made.graph.node for name in node.input}
+    assert {t.name for t in made.graph.initializer if "bias" in t.name} <= read
+
+
 def test_a_correction_is_named_once():
     with pytest.raises(msgspec.ValidationError, match="names each correction once"):
         msgspec.convert({"kind": "quantize_static", "correct": ["bias", "bias"]}, QuantizeStatic)
