@@ -27,11 +27,13 @@ from compress.prune.channels import (
     prune_channels,
 )
 from compress.prune.dead import RemoveDead, dead_facts, remove_dead
+from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
+from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
     magnitude_prune,
-    why_not_pruned,
+    reasons_not_pruned,
 )
 from compress.quantize.as_trained import require_as_trained
 from compress.quantize.aware import (
@@ -70,7 +72,15 @@ from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | PruneChannels | RemoveDead | FoldBatchNorm | QuantizeAware
+KerasStep = (
+    MagnitudePrune
+    | EntropyPrune
+    | PruneChannels
+    | RemoveDead
+    | LowRank
+    | FoldBatchNorm
+    | QuantizeAware
+)
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -138,7 +148,12 @@ def keras_step(
             return magnitude_prune(
                 model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
+        case EntropyPrune():
+            return entropy_prune(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
         case PruneChannels():
+            threads = step.target.threads if isinstance(step.target, Faster) else 1
             return prune_channels(
                 model,
                 step,
@@ -147,10 +162,22 @@ def keras_step(
                 teacher=taught,
                 on_epoch=on_epoch,
                 files=files,
-                measure=_speedup_over(model, step, seed=seed),
+                measure=_speedup_over(model, threads=threads, seed=seed),
             )
         case RemoveDead():
             return _proven(model, remove_dead(model, step), task), None
+        case LowRank():
+            threads = step.by.threads if isinstance(step.by, BySpeed) else 1
+            return low_rank(
+                model,
+                step,
+                task,
+                seed=seed,
+                measure=_speedup_over(model, threads=threads, seed=seed),
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+            )
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
@@ -167,9 +194,8 @@ def keras_step(
             assert_never(step)
 
 
-def _speedup_over(original: Any, step: PruneChannels, *, seed: int) -> Callable[[Any], float]:
-    """Return how a smaller tf-keras model is timed beside the original, in ONNX Runtime."""
-    threads = step.target.threads if isinstance(step.target, Faster) else 1
+def _speedup_over(original: Any, *, threads: int, seed: int) -> Callable[[Any], float]:
+    """Return how a tf-keras model is timed beside the original, in ONNX Runtime."""
     settings = msgspec.structs.replace(_BRIEF, threads=threads)
 
     def measure(candidate: Any) -> float:
@@ -241,7 +267,7 @@ def onnx_step(
         case ToFloat16():
             return Made(model=to_float16(model, step), step=step)
         case WeightOnly():
-            return Made(model=weight_only(model, step), step=step)
+            return Made(model=weight_only(model, step, task), step=step)
         case _:
             assert_never(step)
 
@@ -255,7 +281,7 @@ def litert_step(model: Any, step: LiteRtStep, task: Task) -> bytes:
             assert_never(step)
 
 
-def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
+def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:  # one case a step
     """Return why layers are not what the step makes of layers, by layer name.
 
     A quantized layer that the runtime computes in float all the same is among them.
@@ -265,21 +291,9 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         step: the step.
         made: the model that the step gave, for LiteRT its bytes.
     """
+    if isinstance(step, KerasStep):
+        return _reasons_in_keras(original, step, made)
     match step:
-        case MagnitudePrune():
-            reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
-            return {name: why for name, why in reasons.items() if why}
-        case PruneChannels():
-            return channel_facts(original, made, step)
-        case RemoveDead():
-            return dead_facts(original, made, step)
-        case FoldBatchNorm():
-            return fold_batch_norm(original)[1]
-        case QuantizeAware():
-            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
-            reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
-            unfolded = fold_batch_norm(original)[1]
-            return {name: why for name, why in reasons.items() if why} | unfolded
         case QuantizeStatic() | QuantizeDynamic():
             # Asked of this machine, whatever the target: the report speaks of what ran here.
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
@@ -294,6 +308,33 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             return reasons_in_float(made, step)
         case _:
             assert_never(step)
+
+
+def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, str]:
+    match step:
+        case MagnitudePrune():
+            return reasons_not_pruned(original, step)
+        case EntropyPrune():
+            return reasons_not_coded(original, step)
+        case PruneChannels():
+            return channel_facts(original, made, step)
+        case RemoveDead():
+            return dead_facts(original, made, step)
+        case LowRank():
+            return reasons_whole(original, step, made)
+        case FoldBatchNorm():
+            return fold_batch_norm(original)[1]
+        case QuantizeAware():
+            return _reasons_not_aware(original, step)
+        case _:
+            assert_never(step)
+
+
+def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
+    layers = ((name, layer) for name, layer in named_layers(model) if layer.weights)
+    reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
+    unfolded = fold_batch_norm(model)[1]
+    return {name: why for name, why in reasons.items() if why} | unfolded
 
 
 def check_layer_names(model: Any, step: Step) -> None:
@@ -313,8 +354,12 @@ def check_layer_names(model: Any, step: Step) -> None:
     match step:
         case MagnitudePrune():
             check_names(model, step)
+        case EntropyPrune():
+            check_skipped(model, step)
         case PruneChannels():
             check_channel_names(model, step)
+        case LowRank():
+            check_low_rank_names(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
@@ -340,6 +385,8 @@ def check_layer_names(model: Any, step: Step) -> None:
 
 def distillation_of(step: Step) -> Distillation | None:
     """Return how a step's training listens to its teacher; None if it has none, or does not train."""
+    if isinstance(step, LowRank) and step.fine_tune is None:
+        return None
     asked: Distillation | bool = getattr(step, "distill", False)
     if isinstance(asked, Distillation):
         return asked
@@ -350,4 +397,8 @@ def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
     if isinstance(step, PruneChannels):
         return step.epochs
-    return step.fine_tune.epochs if isinstance(step, MagnitudePrune | QuantizeAware) else 0
+    if isinstance(step, LowRank):
+        return step.fine_tune.epochs if step.fine_tune else 0
+    if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware):
+        return step.fine_tune.epochs
+    return 0

@@ -24,6 +24,7 @@ from deploy.cli.options import (
     FILE,
     json_option,
 )
+from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
 
@@ -31,7 +32,17 @@ from deploy.cli.options import (
 @click.command()
 @click.argument("model", type=FILE)
 @data_options
-@click.option("--final-sparsity", type=float, default=0.5, show_default=True, help="A fraction.")
+@click.option("--final-sparsity", type=float, help="A fraction.  [default: 0.5]")
+@click.option(
+    "--budget",
+    type=click.Choice(["uniform", "global", "lamp", "sensitivity"]),
+    help="How layers share the zeros; all but uniform mean the sparsity of all together.",
+)
+@click.option(
+    "--price-per-bit",
+    type=float,
+    help="Instead of a sparsity: what a coded bit costs in training, as 0.1; it decides what goes.",
+)
 @click.option("--skip", multiple=True, metavar="LAYER", help="Leave a layer alone; * matches.")
 @trust_option
 @fit_options
@@ -40,7 +51,9 @@ from deploy.cli.options import (
 @json_option
 def prune(
     model: Path,
-    final_sparsity: float,
+    final_sparsity: float | None,
+    budget: str | None,
+    price_per_bit: float | None,
     skip: tuple[str, ...],
     trust_code: bool,
     out: Path,
@@ -51,15 +64,31 @@ def prune(
 
     \b
     lightship prune lenet.keras --data mnist-sample --final-sparsity 0.9 --out pruned.keras
+    lightship prune lenet.keras --data mnist-sample --final-sparsity 0.98 --budget lamp
+    lightship prune lenet.keras --data mnist-sample --price-per-bit 0.1 --out coded.keras
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import load_keras
+    from compress.prune.entropy import EntropyPrune
     from compress.prune.magnitude import MagnitudePrune
     from compress.steps import keras_step, reasons_left_alone
 
     require_place(out, suffix=".keras", other_than=model)
-    asked = {"final_sparsity": final_sparsity, "skip": skip, "fine_tune": fit_asked(options)}
-    step = checked({"kind": "magnitude_prune", **asked}, MagnitudePrune)
+    asked: dict[str, Any] = {"skip": skip, "fine_tune": fit_asked(options)}
+    step: MagnitudePrune | EntropyPrune
+    if price_per_bit is None:
+        by_size: dict[str, Any] = {
+            "final_sparsity": 0.5 if final_sparsity is None else final_sparsity
+        }
+        by_size |= {"budget": budget or "uniform"}
+        step = checked({"kind": "magnitude_prune", **asked, **by_size}, MagnitudePrune)
+    elif final_sparsity is not None or budget is not None:
+        raise UserError(
+            "--price-per-bit decides what goes; leave --final-sparsity and --budget out, or it"
+        )
+    else:
+        by_price = {"kind": "entropy_prune", "price_per_bit": price_per_bit}
+        step = checked({**asked, **by_price}, EntropyPrune)
     task, seed = task_asked(options, like=model), options["seed"]
     original = load_keras(model, trust_code=trust_code)
     with (

@@ -47,6 +47,32 @@ if TYPE_CHECKING:
 )
 @calibration_option
 @click.option(
+    "--percentile",
+    type=float,
+    help="For static and mixed with --calibration percentile: of the values, what stays in range.",
+)
+@click.option(
+    "--per-channel/--per-tensor",
+    "per_channel",
+    default=None,
+    help="For static and dynamic: one scale for each output of a layer, or one for all.  "
+    "[default: per-channel]",
+)
+@click.option(
+    "--weight-bits",
+    type=click.IntRange(2, 8),
+    help="For static and weight-only: bits' worth of values that a weight takes.  [default: 8]",
+)
+@click.option(
+    "--correct",
+    multiple=True,
+    type=click.Choice(["equalise", "rounding", "bias"]),
+    help="For static and weight-only: win back on calibration samples what rounding loses.",
+)
+@click.option(
+    "--convolutions", is_flag=True, help="For dynamic: convolutions too, which is mostly slower."
+)
+@click.option(
     "--max-drop-points",
     type=float,
     help="For mixed: largest loss of validation accuracy.  [default: 0.3]",
@@ -81,6 +107,11 @@ def quantize(
     model: Path,
     kind: str,
     calibration: str | None,
+    percentile: float | None,
+    per_channel: bool | None,
+    weight_bits: int | None,
+    correct: tuple[str, ...],
+    convolutions: bool,
     max_drop_points: float | None,
     float_storage: str | None,
     threads: int | None,
@@ -102,6 +133,7 @@ def quantize(
     \b
     lightship quantize pruned.onnx --data mnist-sample --out pruned-int8.onnx
     lightship quantize pruned.onnx --data mnist-sample --kind mixed --out pruned-mixed.onnx
+    lightship quantize pruned.onnx --data mnist-sample --weight-bits 4 --correct rounding --out int4.onnx
     """
     from compress.artifacts import replace_file, require_place, save_onnx
     from compress.export.metadata import load_onnx
@@ -114,6 +146,11 @@ def quantize(
     require_harmless_models(trust_model, SessionOptions(), model)
     asked = {
         "calibration": calibration,
+        "percentile": percentile,
+        "per_channel": per_channel,
+        "weight_bits": weight_bits,
+        "correct": correct or None,
+        "convolutions": convolutions or None,
         "max_drop_points": max_drop_points,
         "float_storage": float_storage,
         "threads": threads,

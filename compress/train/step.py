@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from compress.data.rows import Rows
 from compress.train.draws import Draws, drawing_from
 from compress.train.optimizers import (
     GradientDescent,
@@ -31,8 +33,8 @@ from compress.train.regularise import (
 from compress.train.teacher import Lesson
 from deploy.errors import UserError
 
-Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
-"""``(x, y, seed) -> (x, y)`` of one training batch, in TensorFlow."""
+Augment = Callable[[Any, Any, Any, Rows | None], tuple[Any, Any]]
+"""``(x, y, seed, rows) -> (x, y)`` of one training batch, in TensorFlow."""
 
 _CLIP = {"clip_value": "clipvalue", "clip_norm": "clipnorm", "clip_global_norm": "global_clipnorm"}
 
@@ -260,36 +262,37 @@ class Step:
         """Trace ``run`` for each accelerator of this worker; return what the first of them gives."""
         return self._strategy.experimental_local_results(self._strategy.run(run))[0]
 
-    def _part(self, x: Any, y: Any, samples: Any) -> tuple[Any, Any, Any]:
-        """Return what of a worker's part one accelerator takes, and its share of the whole batch."""
+    def _part(self, x: Any, y: Any, samples: Any) -> tuple[Any, Any, Rows | None]:
+        """Return what of a worker's part one accelerator takes, and which rows; None are all."""
         import tensorflow as tf
 
         count = self._strategy.num_replicas_in_sync
         if count == 1:
-            return x, y, 1.0
+            return x, y, None
         own = len(self._strategy.extended.worker_devices)
-        at = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+        context = tf.distribute.get_replica_context()
+        at = tf.cast(context.replica_id_in_sync_group, tf.int64)
         worker, begin, end = (n * samples // count for n in (at // own * own, at, at + 1))
         here = slice(begin - worker, end - worker)
-        share = tf.cast(end - begin, tf.float32) / tf.cast(samples, tf.float32)
-        return x[here], y[here], share
+        gather = partial(context.all_gather, axis=0)
+        return x[here], y[here], Rows(begin=begin, end=end, samples=samples, gather=gather)
 
-    def _gradients(self, x: Any, y: Any, part: Any, at: Any, share: Any) -> tuple[Any, list[Any]]:
+    def _gradients(
+        self, x: Any, y: Any, rows: Rows | None, at: Any, share: Any
+    ) -> tuple[Any, list[Any]]:
         """Return the loss of a batch and ``share`` of the gradients, and let the metrics see it.
 
-        ``part`` of the batch is what is given; the gradients are those of this part alone.
+        ``rows`` of the batch are what is given; the gradients are those of this part alone.
         """
         import tensorflow as tf
 
         model, regularise, draws = self.model, self._regularise, self._draws
         count = self._strategy.num_replicas_in_sync
+        part = 1.0 if rows is None else rows.share
         seed = tf.stack([tf.constant(self._seed, tf.int64), at])
-        if count > 1:
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            seed = tf.random.fold_in(seed, tf.cast(replica, tf.int64), alg="philox")
-        draws.begin(seed)
+        draws.begin(seed, rows)
         if self._augment is not None:
-            x, y = self._augment(x, y, seed)
+            x, y = self._augment(x, y, seed, rows)
 
         def drop(values: Any) -> Any:
             return draws.dropout(values, regularise.dropout)
