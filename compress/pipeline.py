@@ -70,6 +70,7 @@ from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
+from deploy.widths import read_widths
 
 _KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
 _HISTORY, _EPOCHS, _MEASUREMENT = "history.json", "epochs.csv", "measurement.json"
@@ -180,6 +181,8 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            if isinstance(step, PruneChannels) and step.widths is not None:
+                made |= {"widths": read_widths(Path(step.widths.table))}
             if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
                 isinstance(step, LowRank) and isinstance(step.by, BySpeed)
             ):

@@ -363,12 +363,7 @@ def check_layer_names(model: Any, step: Step) -> None:
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
-            names = [name for name, _ in named_layers(model)]
-            for pattern in step.exclude:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    raise UserError(
-                        f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
-                    )
+            _check_float_layers([name for name, _ in named_layers(model)], step)
         case (
             FoldBatchNorm()
             | RemoveDead()
@@ -391,6 +386,12 @@ def distillation_of(step: Step) -> Distillation | None:
     if isinstance(asked, Distillation):
         return asked
     return Distillation() if asked else None
+
+
+def _check_float_layers(names: list[str], step: QuantizeStatic) -> None:
+    for pattern in step.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
 
 
 def epochs_of(step: Step) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import deploy.cli
+from compress.cli.channels import prune_channels_command, remove_dead_command
 from compress.cli.experiments import demo, run
 from compress.cli.exporting import export
 from compress.cli.low_rank import low_rank_command
@@ -49,6 +50,8 @@ for _command in (
     train,
     find_learning_rate,
     prune,
+    prune_channels_command,
+    remove_dead_command,
     low_rank_command,
     export,
     quantize,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,19 +15,22 @@ from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.networks.named_layers import named_layers
+from compress.prune.copied import require_built
 from compress.prune.cost import macs, parameters
 from compress.prune.criteria import Criterion, Scores, comparable, scores
 from compress.prune.groups import Coupling, Group, Keep, couple, narrowed
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
+from deploy.probes import Operator, Precision
 from deploy.record import Record
+from deploy.widths import read_widths, worthwhile_widths
 
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
 
-AllowedWidths = Callable[[str, int], Collection[int]]
-"""From a layer's name and its width to the widths that it may have; its own is always allowed."""
+AllowedWidths = Callable[[Any, int], Collection[int]]
+"""From a Keras layer and its width to the widths that it may have; its own is always allowed."""
 Speedup = Callable[[Any], float]
 """From a smaller tf-keras model to how many times faster it is than the one that was given."""
 
@@ -62,6 +66,15 @@ class Faster(Record, frozen=True, tag_field="kind", tag="latency"):
     """Threads to time with; use those of the device."""
 
 
+class WidthsFrom(Record, frozen=True):
+    """Widths that are worth having on some machine, as ``lightship widths`` measured them."""
+
+    table: str
+    """The file that it wrote, relative to the working folder, or absolute."""
+    precision: Precision = "float32"
+    """What the layers will compute in on that machine."""
+
+
 Target = KeepRatio | KeepMacs | KeepParameters | Faster
 
 
@@ -89,6 +102,8 @@ class PruneChannels(Record, frozen=True, tag_field="kind", tag="prune_channels")
     multiple_of: Positive = 1
     """Widths land on multiples of this; what is narrower keeps its width. ONNX Runtime pads
     channels to 8 or 16, so that widths in between cost more than the next step up."""
+    widths: WidthsFrom | None = None
+    """Widths land on the steps of this table, and beyond its largest anywhere."""
     rounds: Positive = 1
     """In so many equal steps, each followed by training and judged anew."""
     between: Fit | None = None
@@ -101,6 +116,8 @@ class PruneChannels(Record, frozen=True, tag_field="kind", tag="prune_channels")
     def __post_init__(self) -> None:
         if self.target is None and not self.per_layer and not self.layer_widths:
             raise ValueError("give a target, per_layer or layer_widths: nothing says what is kept")
+        if self.widths is not None and self.multiple_of != 1:
+            raise ValueError("widths says which there are; leave multiple_of out")
         twice = sorted(set(self.per_layer) & set(self.layer_widths))
         if twice:
             raise ValueError(f"{twice[0]}: is in per_layer and in layer_widths; give one of them")
@@ -124,7 +141,6 @@ def prune_channels(
     teacher: Teacher | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
-    allowed: AllowedWidths | None = None,
     measure: Speedup | None = None,
 ) -> tuple[Any, History]:
     """Return a model with fewer channels, fine-tuned, and how the fine-tuning went.
@@ -140,19 +156,18 @@ def prune_channels(
         on_epoch: told about the end of each epoch, counted over all rounds.
         files: what the fine-tuning leaves on disk meanwhile; the table of epochs is that of the
             last round.
-        allowed: which widths a layer may have; None is ``multiple_of`` alone.
         measure: how a latency is measured; needed for that target alone.
 
     Raises:
-        UserError: if a name fits no layer or contradicts another, the target cannot be reached, no
+        UserError: if the table of widths cannot be read, a name fits no layer or contradicts another, the target cannot be reached, no
             channel can go, or the fine-tuning fails (see ``fit``).
     """
-    if not model.built:
-        raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
+    require_built(model)
     files = files or TrainingFiles()
     ends: list[dict[str, float]] = []
     first, current = couple(model), model
     _require_something(first, step)
+    allowed = allowed_widths(step)
     histories = []
     for number in range(1, step.rounds + 1):
         coupling = couple(current) if number > 1 else first
@@ -161,7 +176,7 @@ def prune_channels(
             coupling=coupling,
             step=step,
             share=number / step.rounds,
-            allowed=allowed or multiples(step.multiple_of),
+            allowed=allowed,
             measure=measure,
             worth=scores(coupling, step.criterion, task, seed=seed, samples=step.samples),
         )
@@ -186,13 +201,24 @@ def prune_channels(
     return current, History(epochs=tuple(ends), kept_epoch=before + histories[-1].kept_epoch)
 
 
-def multiples(of: int) -> AllowedWidths:
-    """Return the rule that widths are multiples of a number.
+def allowed_widths(step: PruneChannels) -> AllowedWidths:
+    """Return which widths the step lets layers have.
 
-    >>> list(multiples(8)("conv1", 20))
-    [8, 16]
+    Raises:
+        UserError: if its table cannot be read, or has no times of its precision.
     """
-    return lambda _name, width: range(of, width + 1, of)
+    if step.widths is None:
+        return lambda _layer, width: range(step.multiple_of, width + 1, step.multiple_of)
+    table, precision = read_widths(Path(step.widths.table)), step.widths.precision
+    measured: dict[Operator, list[int]] = {}
+    for operator in sorted({time.operator for time in table.times}):
+        measured[operator] = worthwhile_widths(table, operator, precision)
+
+    def allowed(layer: Any, width: int) -> Collection[int]:
+        worth = measured.get("dense" if type(layer).__name__ == "Dense" else "conv", [])
+        return {*worth, *range(max(worth, default=0) + 1, width + 1)}
+
+    return allowed
 
 
 def channel_facts(original: Any, made: Any, step: PruneChannels) -> dict[str, str]:
@@ -232,6 +258,7 @@ def check_channel_names(model: Any, step: PruneChannels) -> None:
     Asked before a long training, of the untrained network.
     """
     _require_something(couple(model), step)
+    allowed_widths(step)
 
 
 def _require_something(coupling: Coupling, step: PruneChannels) -> None:
@@ -325,7 +352,7 @@ class _Chooser:
             coupling: of the model as it is now.
             step: what is asked at the end.
             share: of the way to there that is gone after this round.
-            allowed: which widths a layer may have.
+            allowed: which widths a layer may have; its own always.
             measure: how a latency is measured.
             worth: of the units as they are now.
         """
@@ -439,14 +466,12 @@ class _Chooser:
         return min(possible, key=lambda count: (abs(count - wanted), -count))
 
     def _is_allowed(self, group: Group, units: int) -> bool:
+        """Say whether all layers of a group may have the channels of so many units."""
         return all(
-            units * group.channels_per_unit[name] in self.allowed(name, self._width(group, name))
-            for name in group.layers
+            units * each
+            in self.allowed(self.coupling.wiring[name].layer, self._first(group) * each)
+            for name, each in group.channels_per_unit.items()
         )
-
-    def _width(self, group: Group, name: str) -> int:
-        """Return how many channels of a layer lie in a group."""
-        return self._first(group) * group.channels_per_unit[name]
 
 
 def _counted(on_epoch: OnEpoch | None, *, before: int, epochs: int) -> OnEpoch | None:

@@ -1,0 +1,83 @@
+"""What a criterion calls worthless is worthless."""
+
+import numpy as np
+import pytest
+import tf_keras
+from tf_keras import layers
+
+from compress.prune.criteria import CRITERIA, comparable, scores
+from compress.prune.groups import couple
+from deploy.errors import UserError
+
+
+def network():
+    """Return a network whose third channel of ``first`` is next to nothing, wherever one looks."""
+    inputs = layers.Input((8, 8, 1))
+    x = layers.Conv2D(6, 3, name="first")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = tf_keras.Model(inputs, layers.Dense(3, activation="softmax", name="last")(x))
+    rng = np.random.default_rng(0)
+    for layer in (model.get_layer("first"), model.get_layer("last")):
+        kernel, bias = layer.get_weights()
+        layer.set_weights([rng.normal(size=kernel.shape), bias])
+    kernel, bias = model.get_layer("first").get_weights()
+    kernel[..., 2] *= 1e-3
+    model.get_layer("first").set_weights([kernel, bias])
+    norm = model.get_layer("norm").get_weights()
+    norm[0][2] = 1e-3
+    model.get_layer("norm").set_weights(norm)
+    return model
+
+
+def worth(model, criterion, task, seed=0):
+    coupling = couple(model)
+    (found,) = scores(coupling, criterion, task, seed=seed, samples=64).values()
+    return found
+
+
+@pytest.mark.parametrize("criterion", [c for c in CRITERIA if c != "random"])
+def test_every_criterion_but_chance_finds_the_channel_that_adds_nothing(criterion, tiny_task):
+    found = worth(network(), criterion, tiny_task)
+    assert found.shape == (6,)
+    assert np.isfinite(found).all()
+    assert found.argmin() == 2
+
+
+def test_chance_draws_from_the_seed_and_looks_at_nothing(tiny_task):
+    one, same, other = (worth(network(), "random", tiny_task, seed) for seed in (0, 0, 1))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_the_channel_in_the_middle_of_the_others_is_the_one_they_can_replace(tiny_task):
+    model = tf_keras.Sequential([layers.Input((8, 8, 1)), layers.Conv2D(3, 1, name="first"),
+                                 layers.GlobalAveragePooling2D(), layers.Dense(3)])  # fmt: skip
+    model.layers[0].set_weights([np.array([[[[1.0, 9.0, 4.0]]]]), np.zeros(3)])
+    assert np.allclose(worth(model, "geometric_median", tiny_task), [11, 13, 8])
+    assert np.allclose(worth(model, "l1", tiny_task), [1, 9, 4])
+
+
+def test_channels_that_go_together_are_judged_together(tiny_task):
+    inputs = layers.Input((8, 8, 1))
+    branches = [layers.Conv2D(2, 1, name=name)(inputs) for name in ("one", "other")]
+    x = layers.GlobalAveragePooling2D()(layers.Add()(branches))
+    model = tf_keras.Model(inputs, layers.Dense(3)(x))
+    for name, kernel in (("one", [3.0, 1.0]), ("other", [1.0, 7.0])):
+        model.get_layer(name).set_weights([np.reshape(kernel, (1, 1, 1, 2)), np.zeros(2)])
+    assert np.allclose(worth(model, "l2", tiny_task), [2, 4])
+
+
+def test_a_scale_is_asked_of_layers_that_have_one(tiny_task):
+    model = tf_keras.Sequential([layers.Input((8, 8, 1)), layers.Conv2D(3, 1, name="first"),
+                                 layers.GlobalAveragePooling2D(), layers.Dense(3)])  # fmt: skip
+    with pytest.raises(UserError, match=r"batch_norm needs a BatchNormalization .* behind first"):
+        worth(model, "batch_norm", tiny_task)
+
+
+def test_norms_are_compared_between_groups_as_shares_of_their_mean(tiny_task):
+    coupling = couple(network())
+    found = scores(coupling, "l2", tiny_task, seed=0, samples=8)
+    (shares,) = comparable(found, "l2").values()
+    assert np.isclose(shares.mean(), 1)
+    assert comparable(found, "taylor") is found

@@ -1,0 +1,84 @@
+"""Fewer channels from the command line."""
+
+import numpy as np
+import pytest
+import tf_keras
+from click.testing import CliRunner
+
+from compress.cli import cli
+from deploy.record import read_record
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("channels")
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    x = rng.integers(0, 60, size=(120, 6, 6), dtype=np.uint8)
+    x[y == 0, :, :3] += 150
+    x[y == 1, :, 3:] += 150
+    np.savez(folder / "sides.npz", x=x, y=y)
+    result = invoke(folder, "train", "--network", "mlp", "--epochs", 1, "--batch-size", 32,
+                    "--out", folder / "m.keras")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def invoke(folder, command, *words):
+    data = ("--data", f"npz:{folder / 'sides.npz'}")
+    return CliRunner().invoke(cli, [command, *map(str, words), *data])
+
+
+def test_the_command_writes_a_narrower_network_and_what_each_layer_keeps(folder):
+    out = folder / "narrow.keras"
+    words = ("--width", "dense1=8", "--epochs", 1, "--batch-size", 32, "--out", out)
+    result = invoke(folder, "prune-channels", folder / "m.keras", *words)
+    assert result.exit_code == 0, result.output
+    assert tf_keras.models.load_model(out).get_layer("dense1").units == 8
+    record, before = read_record(out), read_record(folder / "m.keras")
+    assert record.step["layer_widths"] == {"dense1": 8}
+    assert record.parent == before.sha256
+    notes = {layer.name: layer.note for layer in record.layers}
+    assert notes["dense1"] == "keeps 8 of its 128 channels"
+    assert notes["dense2"] == "its channels have to stay: they are what the network gives"
+
+
+def test_dead_channels_go_and_the_record_says_how_many(folder):
+    model = tf_keras.models.load_model(folder / "m.keras")
+    kernel, bias = model.get_layer("dense2").get_weights()
+    kernel[5:] = 0
+    model.get_layer("dense2").set_weights([kernel, bias])
+    model.save(folder / "sparse.keras")
+    out = folder / "alive.keras"
+    result = invoke(
+        folder, "remove-dead", folder / "sparse.keras", "--preprocess", "default", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert tf_keras.models.load_model(out).get_layer("dense1").units == 5
+    notes = {layer.name: layer.note for layer in read_record(out).layers}
+    assert notes["dense1"] == "keeps 5 of its 128 channels: the others were dead"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--keep-ratio", 0.5, "--macs", 0.5), "exclude each other"),
+        (("--threads", 2), "--threads: is what --speedup times with"),
+        (("--precision", "int8"), "--precision: says which times of --widths count"),
+        (
+            ("--width", "dense1"),
+            "--width: must be LAYER and a whole number, as conv1=…, got 'dense1'",
+        ),
+        (("--keep", "dense1=half"), "--keep: must be LAYER and a number"),
+        (("--keep", "dense1=2"), "per_layer"),
+        (("--width", "conv1=8"), "layer_widths: no layer with channels is named 'conv1'"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_and_writes_nothing(words, says, folder):
+    out = folder / "never.keras"
+    result = invoke(folder, "prune-channels", folder / "m.keras", *words, "--out", out)
+    assert result.exit_code == 2, result.output
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert says in last
+    assert not out.exists()
