@@ -182,7 +182,8 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
             if isinstance(step, PruneChannels) and step.widths is not None:
-                made |= {"widths": read_widths(Path(step.widths.table))}
+                steps = code_digest("deploy/widths.py")
+                made |= {"widths": read_widths(Path(step.widths.table)), "steps": steps}
             if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
                 isinstance(step, LowRank) and isinstance(step.by, BySpeed)
             ):

@@ -8,7 +8,7 @@ smallest things that can be taken out of a network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +61,9 @@ class Wiring:
         layer: the layer itself.
         cuts: for each of its weights, in the order of ``get_weights``, the units along some axes;
             without its unit a slice goes.
-        out_shape: of one sample of its first call.
-        in_shape: likewise of what it is given first.
+        gives: the units of the positions on the last axis of its result.
+        in_shape: of one sample of what it is given first, at its first call.
+        out_shape: likewise of its result.
         reads: units of the positions that its kernel sums over; None if it sums over none.
         makes: units of the positions that its kernel begins; None if it begins none.
         calls: how often it is called.
@@ -93,7 +94,8 @@ class Wiring:
         if kind in _TRANSPOSED | _SEPARABLE:
             return {"filters": width}
         if kind == "Reshape":
-            return {"target_shape": (*self.out_shape[:-1], width)}
+            *others, last = self.layer.target_shape
+            return {"target_shape": (*others, last if last == -1 else width)}
         return {}
 
     def narrowed_shapes(self, keep: Keep) -> list[tuple[int, ...]]:
@@ -406,10 +408,19 @@ class _Coupler:
             return
         found.calls += 1
         for before, now in zip(found.cuts, rule.cuts, strict=True):
-            for axis, units in before.items():
-                self._unite(units, now[axis], layer.name)
+            for axis in {*before, *now}:
+                self._meet(before.get(axis), now.get(axis), layer.name)
         if layer.weights or type(layer).__name__ == "Reshape":
-            self._unite(found.gives, rule.gives, layer.name)
+            self._meet(found.gives, rule.gives, layer.name)
+
+    def _meet(self, before: Units | None, now: Units | None, name: str) -> None:
+        """Let two calls of a layer lose the same positions; none if they are not the same ones."""
+        if before is not None and now is not None and len(before) == len(now):
+            self._unite(before, now, name)
+            return
+        for units in (before, now):
+            if units is not None:
+                self._pin(units, f"{name!r} is called on others too, which do not fit")
 
     def _settled(self) -> Coupling:
         """Give each set of numbers that became one its unit, counted from 0."""
@@ -502,14 +513,11 @@ def _grouped(
             hang = f"hang together through {by!r}" if by else "are but one"
             reasons[name] = f"its channels {hang}, so that none can go"
     for name, one in wiring.items():
-        why = [pinned[u] for u in map(int, _or_none(one.makes)) if u in pinned]
+        made = () if one.makes is None else one.makes
+        why = [pinned[int(unit)] for unit in made if int(unit) in pinned]
         if why:
             reasons[name] = f"its channels have to stay: {why[0]}"
     return tuple(groups), reasons
-
-
-def _or_none(units: Units | None) -> Sequence[int]:
-    return () if units is None else [int(unit) for unit in units]
 
 
 def why_not_followed(layer: Any, inputs: list[Any], outputs: list[Any]) -> str | None:

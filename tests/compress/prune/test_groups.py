@@ -164,7 +164,7 @@ def some_kept(coupling, seed):
 
 
 @settings(
-    max_examples=220,
+    max_examples=205,
     phases=[
         Phase.generate
     ],  # an example is small as it is, and building hundreds more takes minutes
@@ -263,6 +263,23 @@ def test_a_reshape_that_mixes_channels_ties_them():
     assert (len(group.units), group.channels_per_unit) == (2, {"first": 3})
     tied = couple(model_of(layers.Conv2D(5, 1, name="first"), layers.Reshape((20, 4), name="mix")))
     assert tied.reasons["first"] == "its channels hang together through 'mix', so that none can go"
+
+
+@pytest.mark.parametrize("shape", [(-1, 2), (2, -1)])
+def test_a_reshape_that_is_called_on_two_sizes_fits_both_or_ties_them(shape):
+    inputs = layers.Input((4, 4, 2))
+    one, other = (layers.Conv2D(4, 1, strides=n, name=f"conv{n}")(inputs) for n in (1, 2))
+    reshape, ends = layers.Reshape(shape, name="flat"), (layers.Dense(2), layers.Dense(2))
+    flat = [end(layers.Flatten()(reshape(x))) for end, x in zip(ends, (one, other), strict=True)]
+    model = randomised(tf_keras.Model(inputs, layers.Add()(flat)), 0)
+    coupling = couple(model)
+    keep = some_kept(coupling, 0)
+    small = narrowed(coupling, keep)
+    zeroed(model, coupling, keep)
+    x = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32)
+    assert np.allclose(model(x), small(x), atol=1e-5)
+    if shape == (2, -1):  # 32 and 8 channels, of which no choice is the same
+        assert "'flat' is called on others too" in coupling.reasons["conv1"]
 
 
 def test_narrowing_leaves_its_input_alone_and_shares_nothing_with_it():
