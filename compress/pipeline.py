@@ -29,6 +29,7 @@ from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.networks import KerasFile, Network, PythonFunction, load_keras
 from compress.prune.channels import Faster, PruneChannels
+from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
@@ -179,7 +180,9 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
-            if isinstance(step, PruneChannels) and isinstance(step.target, Faster):
+            if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
+                isinstance(step, LowRank) and isinstance(step.by, BySpeed)
+            ):
                 made |= _timed_here()
             if distillation_of(step) is not None:
                 made |= {"teacher": trained}

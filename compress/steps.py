@@ -28,6 +28,7 @@ from compress.prune.channels import (
 )
 from compress.prune.dead import RemoveDead, dead_facts, remove_dead
 from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
+from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
@@ -72,7 +73,13 @@ from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
 KerasStep = (
-    MagnitudePrune | EntropyPrune | PruneChannels | RemoveDead | FoldBatchNorm | QuantizeAware
+    MagnitudePrune
+    | EntropyPrune
+    | PruneChannels
+    | RemoveDead
+    | LowRank
+    | FoldBatchNorm
+    | QuantizeAware
 )
 """Steps that take a Keras model and give one."""
 
@@ -146,6 +153,7 @@ def keras_step(
                 model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
         case PruneChannels():
+            threads = step.target.threads if isinstance(step.target, Faster) else 1
             return prune_channels(
                 model,
                 step,
@@ -154,10 +162,22 @@ def keras_step(
                 teacher=taught,
                 on_epoch=on_epoch,
                 files=files,
-                measure=_speedup_over(model, step, seed=seed),
+                measure=_speedup_over(model, threads=threads, seed=seed),
             )
         case RemoveDead():
             return _proven(model, remove_dead(model, step), task), None
+        case LowRank():
+            threads = step.by.threads if isinstance(step.by, BySpeed) else 1
+            return low_rank(
+                model,
+                step,
+                task,
+                seed=seed,
+                measure=_speedup_over(model, threads=threads, seed=seed),
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+            )
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
@@ -174,9 +194,8 @@ def keras_step(
             assert_never(step)
 
 
-def _speedup_over(original: Any, step: PruneChannels, *, seed: int) -> Callable[[Any], float]:
-    """Return how a smaller tf-keras model is timed beside the original, in ONNX Runtime."""
-    threads = step.target.threads if isinstance(step.target, Faster) else 1
+def _speedup_over(original: Any, *, threads: int, seed: int) -> Callable[[Any], float]:
+    """Return how a tf-keras model is timed beside the original, in ONNX Runtime."""
     settings = msgspec.structs.replace(_BRIEF, threads=threads)
 
     def measure(candidate: Any) -> float:
@@ -262,7 +281,7 @@ def litert_step(model: Any, step: LiteRtStep, task: Task) -> bytes:
             assert_never(step)
 
 
-def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
+def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:  # one case a step
     """Return why layers are not what the step makes of layers, by layer name.
 
     A quantized layer that the runtime computes in float all the same is among them.
@@ -301,6 +320,8 @@ def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, st
             return channel_facts(original, made, step)
         case RemoveDead():
             return dead_facts(original, made, step)
+        case LowRank():
+            return reasons_whole(original, step, made)
         case FoldBatchNorm():
             return fold_batch_norm(original)[1]
         case QuantizeAware():
@@ -337,15 +358,12 @@ def check_layer_names(model: Any, step: Step) -> None:
             check_skipped(model, step)
         case PruneChannels():
             check_channel_names(model, step)
+        case LowRank():
+            check_low_rank_names(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
-            names = [name for name, _ in named_layers(model)]
-            for pattern in step.exclude:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    raise UserError(
-                        f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
-                    )
+            _check_left_out(model, step)
         case (
             FoldBatchNorm()
             | RemoveDead()
@@ -360,8 +378,17 @@ def check_layer_names(model: Any, step: Step) -> None:
             assert_never(step)
 
 
+def _check_left_out(model: Any, step: QuantizeStatic) -> None:
+    names = [name for name, _ in named_layers(model)]
+    for pattern in step.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
+
+
 def distillation_of(step: Step) -> Distillation | None:
     """Return how a step's training listens to its teacher; None if it has none, or does not train."""
+    if isinstance(step, LowRank) and step.fine_tune is None:
+        return None
     asked: Distillation | bool = getattr(step, "distill", False)
     if isinstance(asked, Distillation):
         return asked
@@ -372,6 +399,8 @@ def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
     if isinstance(step, PruneChannels):
         return step.epochs
+    if isinstance(step, LowRank):
+        return step.fine_tune.epochs if step.fine_tune else 0
     if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware):
         return step.fine_tune.epochs
     return 0

@@ -7,6 +7,7 @@ import click
 import deploy.cli
 from compress.cli.experiments import demo, run
 from compress.cli.exporting import export
+from compress.cli.low_rank import low_rank_command
 from compress.cli.pruning import prune
 from compress.cli.quantizing import quantize, sensitivity_command
 from compress.cli.searching import tune, validate
@@ -48,6 +49,7 @@ for _command in (
     train,
     find_learning_rate,
     prune,
+    low_rank_command,
     export,
     quantize,
     sensitivity_command,

@@ -26,6 +26,7 @@ from compress.train.checkpoint import (
 )
 from compress.train.distribute import Worker
 from compress.train.draws import order
+from compress.train.hearing import Telling
 from compress.train.logs import TensorBoard, write_csv
 from compress.train.losses import (
     Loss,
@@ -298,6 +299,8 @@ class Training:
         """Whether weights, metrics and epochs agree, so that they can be written down."""
         self.saved_at = time.monotonic()
         self.saving_seconds = 0.0
+        self.telling = Telling()
+        self.last_loss: float | None = None
 
     def run(self) -> History:
         """Train to the end; return how it went."""
@@ -388,6 +391,7 @@ class Training:
                 if len(self.losses) >= _STEPS_BETWEEN_LOOKS:
                     self._look_at_losses()
                 self._save_if_due()
+                self._tell_if_due(index + 1)
 
     def _descend(self, epoch: int) -> None:
         """Make the one step of an epoch of full-batch descent."""
@@ -402,6 +406,7 @@ class Training:
                 at, share = epoch * len(parts) + index, samples / len(train)
                 loss = self.step.accumulate(x, y, samples=samples, at=at, share=share)
                 self.losses.append((epoch, loss))
+                self._tell_if_due(index + 1)
         self.step.descend(rate=self._rate(epoch), momentum=self._momentum(epoch))
         self.callbacks.on_train_batch_end(0)
         self._save_if_due()
@@ -474,7 +479,17 @@ class Training:
         losses, self.losses = self.losses, []
         for at, loss in losses:
             where = f"step {at % self.steps_per_epoch + 1}"
-            self._require_finite("loss", float(loss), where, at=at)
+            self.last_loss = float(loss)
+            self._require_finite("loss", self.last_loss, where, at=at)
+
+    def _tell_if_due(self, batches: int) -> None:
+        self.telling.tell_if_due(
+            epoch=len(self.ends) + 1,
+            epochs=self.config.epochs,
+            batches=batches,
+            of=self.config.batches_per_epoch(len(self.task.train)),
+            loss=self.last_loss,
+        )
 
     def _require_finite(
         self, name: str, value: float, where: str, *, at: int | None = None

@@ -9,6 +9,7 @@ from deploy.cli.checking import check_command
 from deploy.cli.command import Commands
 from deploy.cli.evaluating import evaluate_command
 from deploy.cli.examining import doctor_command
+from deploy.cli.packing import pack_command, unpack_command
 from deploy.cli.predicting import predict_command
 from deploy.cli.reporting import report_command
 from deploy.cli.serving import serve_command
@@ -31,6 +32,8 @@ for _command in (
     report_command,
     bundle_command,
     convert_command,
+    pack_command,
+    unpack_command,
     selftest_command,
     predict_command,
     serve_command,
