@@ -363,12 +363,7 @@ def check_layer_names(model: Any, step: Step) -> None:  # noqa: C901  # one case
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
-            names = [name for name, _ in named_layers(model)]
-            for pattern in step.exclude:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    raise UserError(
-                        f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
-                    )
+            _check_left_out(model, step)
         case (
             FoldBatchNorm()
             | RemoveDead()
@@ -381,6 +376,13 @@ def check_layer_names(model: Any, step: Step) -> None:  # noqa: C901  # one case
             return
         case _:
             assert_never(step)
+
+
+def _check_left_out(model: Any, step: QuantizeStatic) -> None:
+    names = [name for name, _ in named_layers(model)]
+    for pattern in step.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
 
 
 def distillation_of(step: Step) -> Distillation | None:
