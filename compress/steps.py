@@ -337,7 +337,7 @@ def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why} | unfolded
 
 
-def check_layer_names(model: Any, step: Step) -> None:  # noqa: C901  # one case a step
+def check_layer_names(model: Any, step: Step) -> None:  # one case a step
     """Refuse a step that names layers which the network does not have, before any training.
 
     Args:
