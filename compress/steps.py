@@ -337,7 +337,7 @@ def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why} | unfolded
 
 
-def check_layer_names(model: Any, step: Step) -> None:
+def check_layer_names(model: Any, step: Step) -> None:  # one case a step
     """Refuse a step that names layers which the network does not have, before any training.
 
     Args:
@@ -363,7 +363,7 @@ def check_layer_names(model: Any, step: Step) -> None:
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
-            _check_float_layers([name for name, _ in named_layers(model)], step)
+            _check_left_out(model, step)
         case (
             FoldBatchNorm()
             | RemoveDead()
@@ -378,6 +378,13 @@ def check_layer_names(model: Any, step: Step) -> None:
             assert_never(step)
 
 
+def _check_left_out(model: Any, step: QuantizeStatic) -> None:
+    names = [name for name, _ in named_layers(model)]
+    for pattern in step.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
+
+
 def distillation_of(step: Step) -> Distillation | None:
     """Return how a step's training listens to its teacher; None if it has none, or does not train."""
     if isinstance(step, LowRank) and step.fine_tune is None:
@@ -386,12 +393,6 @@ def distillation_of(step: Step) -> Distillation | None:
     if isinstance(asked, Distillation):
         return asked
     return Distillation() if asked else None
-
-
-def _check_float_layers(names: list[str], step: QuantizeStatic) -> None:
-    for pattern in step.exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
 
 
 def epochs_of(step: Step) -> int:

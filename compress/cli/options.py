@@ -18,6 +18,17 @@ from deploy.cli.options import (
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class _Pixels(click.IntRange):
+    """One of the two lengths of an image."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Say how both are given: click's own words are about numbers alone."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"give height and width, such as 96 96; got {value!r}", param, ctx)
+
+
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True
 )
@@ -60,7 +71,7 @@ def data_options(command: Command) -> Command:
         ),
         click.option(
             "--image-size",
-            type=click.IntRange(min=1),
+            type=_Pixels(min=1),
             nargs=2,
             metavar="HEIGHT WIDTH",
             help="Bring the images of a folder to one size.",

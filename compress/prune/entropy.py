@@ -136,7 +136,8 @@ def entropy_prune(
 
     The copy is a plain tf-keras model, not compiled, with the names of the original, which stays as
     it was. What its kernels and biases hold is exactly what the last training step computed with.
-    The history's ``penalty`` is the price of all bits, a training sample.
+    The history's ``penalty`` is the price of all bits, a training sample; weights between two codes
+    pay for it, so that it is above what the codes cost.
 
     Args:
         model: a functional or Sequential tf-keras model.

@@ -178,7 +178,7 @@ def reasons_whole(original: Any, step: LowRank, made: Any) -> dict[str, str]:
     least = _LADDER[-1] if isinstance(step.by, BySpeed) else None
     plan, reasons = splits(original, step, kept=least)
     slow = {
-        name: "two layers in its place measured no faster, or kept too little"
+        name: "two layers in its place are no less work at the energy kept, or measured no faster"
         for name in plan
         if _basis(name) not in there
     }

@@ -84,7 +84,7 @@ class Reader:
     def __init__(self, decoder: Decoder, raw: memoryview, most: int) -> None:
         self.decoder = decoder
         self._raw = raw
-        self._most = most
+        self._most = max(most, 255)  # a byte's value, in a model of fewer bytes than that
 
     def number(self) -> int:
         """Read a number.

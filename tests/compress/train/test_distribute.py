@@ -25,7 +25,8 @@ COMMON = ["--data", "mnist-sample", "--network", "lenet_300_100", "--batch-size"
 CHANGES = '[{"kind": "shift"}, {"kind": "mixup"}]'
 DRAWS = ["--augment", CHANGES, "--set", "regularise.dropout=0.2"]
 TRAIN = [*COMMON, *DRAWS, "--train-samples", "601", "--epochs", "3"]
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 400
+"""For one training, on a machine that is busy with others."""
 
 
 def start(*words, out, tf_config=None):

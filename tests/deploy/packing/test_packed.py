@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, unpack
@@ -62,6 +62,7 @@ def test_a_model_comes_back_as_it_was_in_fewer_bytes(kind):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=400))
+@example(data=b"\x00\x08\x03\x00\x00\x04")  # a value beyond the number of bytes
 def test_any_bytes_come_back_as_they_were_and_grow_by_little(data):
     packed = pack(data)
     assert unpack(packed, "here") == data
