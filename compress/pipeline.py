@@ -28,6 +28,8 @@ from compress.artifacts import (
 from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.networks import KerasFile, Network, PythonFunction, load_keras
+from compress.prune.channels import Faster, PruneChannels
+from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
@@ -41,6 +43,7 @@ from compress.steps import (
     OnnxStep,
     Step,
     check_layer_names,
+    distillation_of,
     epochs_of,
     exported,
     keras_step,
@@ -177,6 +180,12 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             made = {"step": step, "parent": parent.keras_key, **training}
             if isinstance(step, QuantizeAware | FoldBatchNorm):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+            if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
+                isinstance(step, LowRank) and isinstance(step.by, BySpeed)
+            ):
+                made |= _timed_here()
+            if distillation_of(step) is not None:
+                made |= {"teacher": trained}
             keras_key = key_of(made)
             model_key = onnx_of(keras_key, step)
         elif isinstance(step, LiteRtStep):
@@ -187,8 +196,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             target = this_target()
             made = {"step": step, "parent": parent.model_key, "target": target}
             if isinstance(step, QuantizeMixed):
-                machine = msgspec.structs.replace(this_environment(), load_average=None)
-                made |= {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
+                made |= _timed_here()
             model_key = key_of({**made, **quantizing})
         stages[variant.name] = Stage(
             name=variant.name,
@@ -200,6 +208,12 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             epochs=epochs_of(step),
         )
     return stages
+
+
+def _timed_here() -> dict[str, object]:
+    """Return the parts of a key on which a step depends that times models on this machine."""
+    machine = msgspec.structs.replace(this_environment(), load_average=None)
+    return {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
 
 
 def run(
@@ -372,8 +386,19 @@ class _Making:
         if isinstance(stage.step, KerasStep) and stage.parent:
             parent = self._keras(self.stages[stage.parent]) / _KERAS
             original = load_keras(parent, trust_code=self._trusted)
+            teacher = None
+            if distillation_of(stage.step) is not None:
+                path = self._keras(self.stages[BASELINE]) / _KERAS
+                same = path == parent
+                teacher = original if same else load_keras(path, trust_code=self._trusted)
             model, history = keras_step(
-                original, stage.step, self.task, seed=seed, on_epoch=on_epoch, files=files
+                original,
+                stage.step,
+                self.task,
+                seed=seed,
+                teacher=teacher,
+                on_epoch=on_epoch,
+                files=files,
             )
             notes = reasons_left_alone(original, stage.step, model)
         else:

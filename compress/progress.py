@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import TracebackType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from typing_extensions import Self
 
 from compress.train.fit import EpochEnd
+from compress.train.hearing import BatchesDone, hearing_batches
 from compress.train.tune import Search
 from deploy.errors import needs_extra
 from deploy.goals import delta_bounds, delta_number, delta_unit, score
@@ -40,8 +42,10 @@ class ConsoleWatcher:
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
+            refresh_per_second=4,  # drawing takes milliseconds of the processor that trains
         )
         self._overall = self._bars.add_task("variants", total=variants, note="")
+        self._hearing = contextlib.ExitStack()
         self._current: Any = None
         self._variant = ""
         self._began = 0.0
@@ -49,6 +53,8 @@ class ConsoleWatcher:
 
     def __enter__(self) -> Self:
         self._bars.start()
+        if self._console.is_terminal:  # elsewhere a line an epoch is enough
+            self._hearing.enter_context(hearing_batches(self.batches_done))
         return self
 
     def __exit__(
@@ -57,6 +63,7 @@ class ConsoleWatcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._hearing.close()
         self._bars.stop()
 
     def begins(self, variant: str, *, epochs: int) -> None:
@@ -66,8 +73,19 @@ class ConsoleWatcher:
         if not self._console.is_terminal:
             self._console.print(f"{variant}: begins")
 
+    def batches_done(self, done: BatchesDone) -> None:
+        """Move the variant's bar on inside an epoch."""
+        if self._current is None:
+            return
+        loss = "" if done.loss is None else f"  loss {done.loss:.4f}"
+        self._bars.update(
+            self._current,
+            completed=done.epoch - 1 + done.batches / done.of,
+            note=f"batch {done.batches}/{done.of}{loss}",
+        )
+
     def epoch_ended(self, epoch: EpochEnd) -> None:
-        """Move the variant's bar on by one epoch."""
+        """Move the variant's bar on to the end of an epoch."""
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
         # A terminal of 80 columns has room for one number beside the time that is left.
         # The task's metric stands behind the loss; that of the validation samples goes before.

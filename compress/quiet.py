@@ -1,10 +1,11 @@
-"""Keeps what TensorFlow's C++ prints while it is imported off the terminal."""
+"""Keeps off the terminal what TensorFlow prints and nobody can act on."""
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,13 @@ def quiet_tensorflow() -> None:
     reads it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").addFilter(_is_worth_saying)
     sys.meta_path.insert(0, _Finder())
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Pass over what TensorFlow says of many small trainings in one process: each has graphs of its own."""
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -15,12 +15,14 @@ from compress.data.sources import FILE_KINDS, Data
 from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
+from compress.quantize.post_training import QuantizeDynamic, QuantizeStatic
 from compress.steps import LiteRtStep, OnnxStep, Step
 from compress.train.fit import Fit
 from compress.train.space import ranges_in
 from compress.train.tune import Tune
 from deploy.bench import Bench
 from deploy.errors import UserError
+from deploy.machine import Target
 from deploy.record import Record
 
 BASELINE = "baseline"
@@ -35,6 +37,8 @@ class Variant(Record, frozen=True, kw_only=True):
     name: Name
     parent: Name = msgspec.field(name="from")
     step: Step
+    targets: tuple[Target, ...] | None = None
+    """Machines to make it for, each a variant of its own, NAME-TARGET; for steps with a ``target``."""
 
 
 class Recipe(Record, frozen=True, kw_only=True):
@@ -132,16 +136,39 @@ def recipe_of(tables: dict[str, Any], *, where: str) -> Recipe:
         raise UserError(f"{where}: variant must be a list of tables: write [[variant]]")
     others = {key: value for key, value in tables.items() if key != "variant"}
     recipe: Recipe = decode(others, Recipe, where=where)
-    variants = tuple(
-        decode(entry, Variant, where=f"{where}: {_title(entry, index)}")
-        for index, entry in enumerate(entries)
-    )
+    variants: tuple[Variant, ...] = ()
+    for index, entry in enumerate(entries):
+        place = f"{where}: {_title(entry, index)}"
+        variants += _for_targets(decode(entry, Variant, where=place), where=place)
     if recipe.train is None and not _comes_trained(recipe.network):
         raise UserError(
             f"{where}: train: a network made from scratch has to be trained; add a [train] table"
         )
     ordered = _in_order(variants, where=where)
     return msgspec.structs.replace(recipe, variants=ordered)
+
+
+def _for_targets(variant: Variant, *, where: str) -> tuple[Variant, ...]:
+    """Return a variant once for each of its targets, or as it is if it names none."""
+    if not variant.targets:
+        return (variant,)
+    if not isinstance(variant.step, QuantizeStatic | QuantizeDynamic | QuantizeAware):
+        raise UserError(
+            f"{where}: targets: step {_kind(variant.step)!r} is the same for every machine; leave "
+            "targets out"
+        )
+    if variant.step.target is not None:
+        raise UserError(
+            f"{where}: targets: the step names target {variant.step.target!r} itself; leave one out"
+        )
+    return tuple(
+        Variant(
+            name=f"{variant.name}-{target}",
+            parent=variant.parent,
+            step=msgspec.structs.replace(variant.step, target=target),
+        )
+        for target in variant.targets
+    )
 
 
 def _tables(text: str, *, where: str) -> dict[str, Any]:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.export.parity import require_parity
 from compress.export.proven import Export, export
+from compress.export.to_onnx import to_onnx
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
+from compress.prune.channels import (
+    Faster,
+    PruneChannels,
+    channel_facts,
+    check_channel_names,
+    prune_channels,
+)
+from compress.prune.dead import RemoveDead, dead_facts, remove_dead
+from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
+from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
     magnitude_prune,
-    why_not_pruned,
+    reasons_not_pruned,
 )
 from compress.quantize.as_trained import require_as_trained
 from compress.quantize.aware import (
@@ -51,11 +66,21 @@ from compress.quantize.post_training import (
     with_method,
 )
 from compress.train.fit import History, OnEpoch, TrainingFiles
+from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
+from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
 
-KerasStep = MagnitudePrune | FoldBatchNorm | QuantizeAware
+KerasStep = (
+    MagnitudePrune
+    | EntropyPrune
+    | PruneChannels
+    | RemoveDead
+    | LowRank
+    | FoldBatchNorm
+    | QuantizeAware
+)
 """Steps that take a Keras model and give one."""
 
 OnnxStep = PostTraining | QuantizeMixed
@@ -66,7 +91,9 @@ LiteRtStep = LiteRt
 
 PARITY_SAMPLES = 256
 """Real samples on which an export must agree with Keras."""
-_FOLD_TOLERANCE = 1e-5
+_BRIEF = Bench(processes=5, sessions_per_process=2, rounds=10, block_ms=2.0, batch=1)
+"""How long one network is timed in a search for a latency."""
+_LOSSLESS_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
 Step = KerasStep | OnnxStep | LiteRtStep
@@ -94,36 +121,105 @@ def keras_step(
     task: Task,
     *,
     seed: int,
+    teacher: Any | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
 ) -> tuple[Any, History | None]:
     """Return what a step makes of a tf-keras model, which is left alone, and how it trained.
 
+    Args:
+        model: what the step is carried out on.
+        step: the step.
+        task: what is learned.
+        seed: of its training.
+        teacher: the tf-keras model that the training listens to if the step says so; may be
+            ``model`` itself. None trains on the truth alone.
+        on_epoch: told about the end of each epoch.
+        files: what the training leaves on disk meanwhile.
+
     Raises:
         UserError: if the step does not fit the model or the task.
-        ParityError: if folding changed the numbers.
+        ParityError: if a step without loss changed the numbers.
     """
+    how = distillation_of(step)
+    taught = Teacher(model=teacher, how=how) if teacher is not None and how is not None else None
     match step:
         case MagnitudePrune():
-            return magnitude_prune(model, step, task, seed=seed, on_epoch=on_epoch, files=files)
+            return magnitude_prune(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
+        case EntropyPrune():
+            return entropy_prune(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
+        case PruneChannels():
+            threads = step.target.threads if isinstance(step.target, Faster) else 1
+            return prune_channels(
+                model,
+                step,
+                task,
+                seed=seed,
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+                measure=_speedup_over(model, threads=threads, seed=seed),
+            )
+        case RemoveDead():
+            return _proven(model, remove_dead(model, step), task), None
+        case LowRank():
+            threads = step.by.threads if isinstance(step.by, BySpeed) else 1
+            return low_rank(
+                model,
+                step,
+                task,
+                seed=seed,
+                measure=_speedup_over(model, threads=threads, seed=seed),
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+            )
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
             return quantize_aware(
-                _folded(model, task), step, task, seed=seed, on_epoch=on_epoch, files=files
+                _folded(model, task),
+                step,
+                task,
+                seed=seed,
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
             )
         case _:
             assert_never(step)
 
 
+def _speedup_over(original: Any, *, threads: int, seed: int) -> Callable[[Any], float]:
+    """Return how a tf-keras model is timed beside the original, in ONNX Runtime."""
+    settings = msgspec.structs.replace(_BRIEF, threads=threads)
+
+    def measure(candidate: Any) -> float:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder, f"{name}.onnx") for name in ("original", "candidate")]
+            for path, model in zip(paths, (original, candidate), strict=True):
+                onnx.save(to_onnx(model, opset=Export().opset), path)
+            return race(paths, settings, seed=seed)[1].value
+
+    return measure
+
+
 def _folded(model: Any, task: Task) -> Any:
-    folded, _ = fold_batch_norm(model)
+    return _proven(model, fold_batch_norm(model)[0], task)
+
+
+def _proven(model: Any, made: Any, task: Task) -> Any:
+    """Return a tf-keras model that was made of another without loss, if it gives its numbers."""
     samples = task.validation.x[:PARITY_SAMPLES]
-    before, after = (
-        lambda x, made=made: np.asarray(made(x, training=False)) for made in (model, folded)
-    )
-    require_parity(before, after, samples, tolerance=_FOLD_TOLERANCE)
-    return folded
+    before, after = (lambda x, one=one: np.asarray(one(x, training=False)) for one in (model, made))
+    require_parity(before, after, samples, tolerance=_LOSSLESS_TOLERANCE)
+    return made
 
 
 def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any:
@@ -171,7 +267,7 @@ def onnx_step(
         case ToFloat16():
             return Made(model=to_float16(model, step), step=step)
         case WeightOnly():
-            return Made(model=weight_only(model, step), step=step)
+            return Made(model=weight_only(model, step, task), step=step)
         case _:
             assert_never(step)
 
@@ -185,7 +281,7 @@ def litert_step(model: Any, step: LiteRtStep, task: Task) -> bytes:
             assert_never(step)
 
 
-def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
+def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:  # one case a step
     """Return why layers are not what the step makes of layers, by layer name.
 
     A quantized layer that the runtime computes in float all the same is among them.
@@ -195,17 +291,9 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
         step: the step.
         made: the model that the step gave, for LiteRT its bytes.
     """
+    if isinstance(step, KerasStep):
+        return _reasons_in_keras(original, step, made)
     match step:
-        case MagnitudePrune():
-            reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(original)}
-            return {name: why for name, why in reasons.items() if why}
-        case FoldBatchNorm():
-            return fold_batch_norm(original)[1]
-        case QuantizeAware():
-            layers = ((name, layer) for name, layer in named_layers(original) if layer.weights)
-            reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
-            unfolded = fold_batch_norm(original)[1]
-            return {name: why for name, why in reasons.items() if why} | unfolded
         case QuantizeStatic() | QuantizeDynamic():
             # Asked of this machine, whatever the target: the report speaks of what ran here.
             return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
@@ -222,7 +310,34 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]:
             assert_never(step)
 
 
-def check_layer_names(model: Any, step: Step) -> None:
+def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, str]:
+    match step:
+        case MagnitudePrune():
+            return reasons_not_pruned(original, step)
+        case EntropyPrune():
+            return reasons_not_coded(original, step)
+        case PruneChannels():
+            return channel_facts(original, made, step)
+        case RemoveDead():
+            return dead_facts(original, made, step)
+        case LowRank():
+            return reasons_whole(original, step, made)
+        case FoldBatchNorm():
+            return fold_batch_norm(original)[1]
+        case QuantizeAware():
+            return _reasons_not_aware(original, step)
+        case _:
+            assert_never(step)
+
+
+def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
+    layers = ((name, layer) for name, layer in named_layers(model) if layer.weights)
+    reasons = {name: why_not_aware(name, layer, step) for name, layer in layers}
+    unfolded = fold_batch_norm(model)[1]
+    return {name: why for name, why in reasons.items() if why} | unfolded
+
+
+def check_layer_names(model: Any, step: Step) -> None:  # one case a step
     """Refuse a step that names layers which the network does not have, before any training.
 
     Args:
@@ -232,20 +347,26 @@ def check_layer_names(model: Any, step: Step) -> None:
     Raises:
         UserError: if a name or pattern of the step matches no layer.
     """
+    how = distillation_of(step)
+    why_not = how and (why_not_hinted(model, how) or why_not_hinting(model, how))
+    if why_not:
+        raise UserError(why_not)
     match step:
         case MagnitudePrune():
             check_names(model, step)
+        case EntropyPrune():
+            check_skipped(model, step)
+        case PruneChannels():
+            check_channel_names(model, step)
+        case LowRank():
+            check_low_rank_names(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
-            names = [name for name, _ in named_layers(model)]
-            for pattern in step.exclude:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    raise UserError(
-                        f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}"
-                    )
+            _check_left_out(model, step)
         case (
             FoldBatchNorm()
+            | RemoveDead()
             | QuantizeDynamic()
             | QuantizeMixed()
             | ToFloat16()
@@ -257,6 +378,29 @@ def check_layer_names(model: Any, step: Step) -> None:
             assert_never(step)
 
 
+def _check_left_out(model: Any, step: QuantizeStatic) -> None:
+    names = [name for name, _ in named_layers(model)]
+    for pattern in step.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
+
+
+def distillation_of(step: Step) -> Distillation | None:
+    """Return how a step's training listens to its teacher; None if it has none, or does not train."""
+    if isinstance(step, LowRank) and step.fine_tune is None:
+        return None
+    asked: Distillation | bool = getattr(step, "distill", False)
+    if isinstance(asked, Distillation):
+        return asked
+    return Distillation() if asked else None
+
+
 def epochs_of(step: Step) -> int:
     """Return how many epochs of training a step takes."""
-    return step.fine_tune.epochs if isinstance(step, MagnitudePrune | QuantizeAware) else 0
+    if isinstance(step, PruneChannels):
+        return step.epochs
+    if isinstance(step, LowRank):
+        return step.fine_tune.epochs if step.fine_tune else 0
+    if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware):
+        return step.fine_tune.epochs
+    return 0

@@ -311,12 +311,18 @@ def _trained(recipe: Recipe, variant: str, *, seed: int, on_epoch: Any) -> Histo
     task = _task(recipe)
     chain = _chain(recipe, variant) or []
     model, history = _baseline(recipe, task, seed, None if chain else on_epoch)
+    teacher = model
     for made in chain:
         last = made is chain[-1]
         if not isinstance(made.step, KerasStep):
             raise UserError(f"variant {made.name!r} is not trained with these values")
         model, history = keras_step(
-            model, made.step, task, seed=seed, on_epoch=on_epoch if last else None
+            model,
+            made.step,
+            task,
+            seed=seed,
+            teacher=teacher,
+            on_epoch=on_epoch if last else None,
         )
     if history is None:
         raise UserError(f"{variant} is not trained with these values")

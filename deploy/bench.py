@@ -332,6 +332,16 @@ def _warnings(
     timed: Sequence[Timed],
     latencies: Sequence[Latency],
 ) -> tuple[str, ...]:
+    """Say what made the machine hard to measure on, and what is known badly for it."""
+    said = noise(environment, settings, timed)
+    for name, latency in zip(names, latencies, strict=True):
+        half_width = (latency.speedup.high - latency.speedup.low) / 2 / latency.speedup.value
+        if half_width > _NOISY_HALF_WIDTH:
+            said.append(f"the speed-up of {name} is known to ±{half_width:.0%} only")
+    return tuple(said)
+
+
+def noise(environment: Environment, settings: Bench, timed: Sequence[Timed]) -> list[str]:
     """Say what made the machine hard to measure on."""
     said = []
     load, cores = environment.load_average, environment.cores
@@ -349,11 +359,7 @@ def _warnings(
         )
     if environment.governor not in {None, "performance"}:
         said.append(f"the CPU governor is {environment.governor!r}, not 'performance'")
-    for name, latency in zip(names, latencies, strict=True):
-        half_width = (latency.speedup.high - latency.speedup.low) / 2 / latency.speedup.value
-        if half_width > _NOISY_HALF_WIDTH:
-            said.append(f"the speed-up of {name} is known to ±{half_width:.0%} only")
-    return tuple(said)
+    return said
 
 
 def _save(inputs: npt.NDArray[Any] | None, path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A bench on another machine, over the system's own ``ssh``: there and back in one connection.
+"""A measurement on another machine, over the system's own ``ssh``: there and back in one connection.
 
 What there is of lightship on the other side times; the models travel as a tar archive on stdin.
 After it, stdin stays open as a lifeline: when it ends, whatever the reason, the other side stops
@@ -25,6 +25,7 @@ import msgspec
 
 from deploy.errors import UserError
 from deploy.record import Benched, MachineBench
+from deploy.widths import WidthTable, decode_widths
 
 _CONNECT_S = 15
 _MOST_ANSWER_BYTES = 1 << 24
@@ -105,7 +106,7 @@ _THERE = " ".join(
         "&&",
         "exec",
         "{command}",
-        "bench",
+        "{verb}",
         "{words}",
         "--json",
         ")",
@@ -184,23 +185,56 @@ def bench_on(
         UserError: if a file is missing, or ssh, the machine or its lightship fails.
     """
     names = [f"{index}-{path.name or 'model'}" for index, path in enumerate(models)]
+    words = [*(f"./{name}" for name in names), *_words(options)]
+    answer = _asked(there, "bench", words, dict(zip(names, models, strict=True)), on_line)
+    return _named(answer, models, names, there.host)
+
+
+def widths_on(
+    there: Remote,
+    options: Mapping[str, object],
+    *,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> WidthTable:
+    """Measure on another machine how long layers of each width take there.
+
+    Args:
+        there: the machine; nothing is sent, since it writes what it times itself.
+        options: those of ``lightship widths``, by name; None is not given.
+        on_line: called with each line that the other side says on stderr.
+
+    Raises:
+        UserError: if ssh, the machine or its lightship fails, or it answers with something else.
+    """
+    answer = _asked(there, "widths", list(_words(options)), {}, on_line)
+    return decode_widths(answer, where=there.host)
+
+
+def _asked(
+    there: Remote,
+    verb: str,
+    words: Sequence[str],
+    files: Mapping[str, Path],
+    on_line: Callable[[str], None],
+) -> bytes:
+    """Return the JSON that a command of lightship prints there, beside files that are sent."""
     with tempfile.TemporaryFile(prefix="lightship-on-") as archive:
-        _pack(models, names, archive)
+        _pack(list(files.values()), list(files), archive)
         size = archive.tell()
         archive.seek(0)
         version = importlib.metadata.version("lightship")
         script = _THERE.format(
             command=there.command,
+            verb=verb,
             version=shlex.quote(version),
             size=size,
-            words=shlex.join([*(f"./{name}" for name in names), *_words(options)]),
+            words=shlex.join(words),
             no_folder=_NO_FOLDER,
             no_lightship=_NO_LIGHTSHIP,
             other_version=_OTHER_VERSION,
             no_archive=_NO_ARCHIVE,
         )
-        answer = _ask(there, script, archive, version=version, on_line=on_line)
-    return _named(answer, models, names, there.host)
+        return _ask(there, script, archive, version=version, on_line=on_line)
 
 
 def _words(options: Mapping[str, object]) -> Iterator[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 from typing_extensions import assert_never
 
+from compress.data.rows import Rows, drawn
 from deploy.errors import needs_extra
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -109,7 +111,9 @@ def why_not_augmented(spec: tuple[Augment, ...], shape: tuple[int, ...]) -> str 
     return None
 
 
-def augment_batch(spec: tuple[Augment, ...], x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+def augment_batch(
+    spec: tuple[Augment, ...], x: Any, y: Any, seed: Any, rows: Rows | None = None
+) -> tuple[Any, Any]:
     """Return a batch as training is to see it this time.
 
     Operations of TensorFlow alone, without state: equal seeds give equal batches, in a ``tf.function``
@@ -120,6 +124,7 @@ def augment_batch(spec: tuple[Augment, ...], x: Any, y: Any, seed: Any) -> tuple
         x: model inputs ``(b, ...)``, float.
         y: targets ``(b, outputs)``, float.
         seed: two integers, ``(2,)``.
+        rows: which of the batch these are, if other accelerators have the rest.
     """
     if not spec:
         return x, y
@@ -129,29 +134,33 @@ def augment_batch(spec: tuple[Augment, ...], x: Any, y: Any, seed: Any) -> tuple
         own = tf.random.experimental.stateless_fold_in(seed, index)
         match augment:
             case Mixup():
-                x, y = _mixed(augment, x, y, own)
+                x, y = _mixed(augment, x, y, own, rows)
             case Crop():
-                x = _cropped(augment, x, own)
+                x = _cropped(augment, x, own, rows)
             case Cutout():
-                x = _cut_out(augment, x, own)
+                x = _cut_out(augment, x, own, rows)
             case Flip():
-                x = _flipped(augment, x, own)
+                x = _flipped(augment, x, own, rows)
             case Shift() | Rotation() | Zoom():
-                x = _moved(augment, x, own)
+                x = _moved(augment, x, own, rows)
             case _:
                 assert_never(augment)
     return x, y
 
 
-def _uniform(seed: Any, part: int, x: Any, low: float, high: float) -> Any:
+def _uniform(seed: Any, part: int, x: Any, rows: Rows | None, *, low: float, high: float) -> Any:
     """Return a number for each sample, ``(b,)``."""
     import tensorflow as tf
 
     own = tf.random.experimental.stateless_fold_in(seed, part)
-    return tf.random.stateless_uniform([tf.shape(x)[0]], own, low, high, dtype=tf.float32)
+    return drawn(
+        lambda shape: tf.random.stateless_uniform(shape, own, low, high, dtype=tf.float32),
+        tf.shape(x)[:1],
+        rows,
+    )
 
 
-def _moved(augment: Shift | Rotation | Zoom, x: Any, seed: Any) -> Any:
+def _moved(augment: Shift | Rotation | Zoom, x: Any, seed: Any, rows: Rows | None) -> Any:
     """Sample images ``(b, h, w, c)`` anew at places that an affine map gives."""
     import tensorflow as tf
 
@@ -159,20 +168,20 @@ def _moved(augment: Shift | Rotation | Zoom, x: Any, seed: Any) -> Any:
     one, zero = tf.ones([tf.shape(x)[0]]), tf.zeros([tf.shape(x)[0]])
     match augment:
         case Shift():
-            down = _uniform(seed, 0, x, -augment.height, augment.height) * height
-            right = _uniform(seed, 1, x, -augment.width, augment.width) * width
-            rows = (one, zero, -right), (zero, one, -down)
+            down = _uniform(seed, 0, x, rows, low=-augment.height, high=augment.height) * height
+            right = _uniform(seed, 1, x, rows, low=-augment.width, high=augment.width) * width
+            lines = (one, zero, -right), (zero, one, -down)
         case Rotation():
             most = math.radians(augment.degrees)
-            angle = _uniform(seed, 0, x, -most, most)
+            angle = _uniform(seed, 0, x, rows, low=-most, high=most)
             cos, sin = tf.cos(angle), tf.sin(angle)
-            rows = _around_centre((cos, sin), (-sin, cos), height, width)
+            lines = _around_centre((cos, sin), (-sin, cos), height, width)
         case Zoom():
-            shrink = 1.0 / _uniform(seed, 0, x, augment.low, augment.high)
-            rows = _around_centre((shrink, zero), (zero, shrink), height, width)
+            shrink = 1.0 / _uniform(seed, 0, x, rows, low=augment.low, high=augment.high)
+            lines = _around_centre((shrink, zero), (zero, shrink), height, width)
         case _:
             assert_never(augment)
-    transforms = tf.stack([*rows[0], *rows[1], zero, zero], axis=1)
+    transforms = tf.stack([*lines[0], *lines[1], zero, zero], axis=1)
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=x,
         transforms=transforms,
@@ -194,28 +203,29 @@ def _around_centre(
     )
 
 
-def _flipped(augment: Flip, x: Any, seed: Any) -> Any:
+def _flipped(augment: Flip, x: Any, seed: Any, rows: Rows | None) -> Any:
     import tensorflow as tf
 
     for part, (asked, axis) in enumerate(((augment.horizontal, 2), (augment.vertical, 1))):
         if asked:
-            mirrored = _uniform(seed, part, x, 0.0, 1.0) < 0.5
+            mirrored = _uniform(seed, part, x, rows, low=0.0, high=1.0) < 0.5
             x = tf.where(mirrored[:, None, None, None], tf.reverse(x, [axis]), x)
     return x
 
 
-def _cropped(augment: Crop, x: Any, seed: Any) -> Any:
+def _cropped(augment: Crop, x: Any, seed: Any, rows: Rows | None) -> Any:
     import tensorflow as tf
 
     for axis in (1, 2):
         size = tf.shape(x)[axis]
-        offset = tf.random.stateless_uniform(
-            [tf.shape(x)[0]],
-            tf.random.experimental.stateless_fold_in(seed, axis),
-            -augment.padding,
-            augment.padding + 1,
+        draw = partial(
+            tf.random.stateless_uniform,
+            seed=tf.random.experimental.stateless_fold_in(seed, axis),
+            minval=-augment.padding,
+            maxval=augment.padding + 1,
             dtype=tf.int32,
         )
+        offset = drawn(draw, tf.shape(x)[:1], rows)
         places = tf.range(size)[None, :] + offset[:, None]
         inside = (places >= 0) & (places < size)
         x = tf.gather(x, tf.clip_by_value(places, 0, size - 1), axis=axis, batch_dims=1)
@@ -225,13 +235,15 @@ def _cropped(augment: Crop, x: Any, seed: Any) -> Any:
     return x
 
 
-def _cut_out(augment: Cutout, x: Any, seed: Any) -> Any:
+def _cut_out(augment: Cutout, x: Any, seed: Any, rows: Rows | None) -> Any:
     import tensorflow as tf
 
     covered = []
     for axis in (1, 2):
         size = tf.shape(x)[axis]
-        centre = tf.floor(_uniform(seed, axis, x, 0.0, 1.0) * tf.cast(size, tf.float32))
+        centre = tf.floor(
+            _uniform(seed, axis, x, rows, low=0.0, high=1.0) * tf.cast(size, tf.float32)
+        )
         start = tf.cast(centre, tf.int32) - augment.size // 2
         places = tf.range(size)[None, :] - start[:, None]
         covered.append((places >= 0) & (places < augment.size))
@@ -239,20 +251,23 @@ def _cut_out(augment: Cutout, x: Any, seed: Any) -> Any:
     return tf.where(square, tf.reduce_mean(x, axis=(1, 2), keepdims=True), x)
 
 
-def _mixed(augment: Mixup, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+def _mixed(augment: Mixup, x: Any, y: Any, seed: Any, rows: Rows | None) -> tuple[Any, Any]:
     import tensorflow as tf
 
-    count = tf.shape(x)[0]
+    shape = tf.shape(x)[:1] if rows is None else [rows.samples]
     seeds = [tf.random.experimental.stateless_fold_in(seed, part) for part in range(3)]
     # A Beta variable is the share of one of two Gamma variables; small alphas may draw 0 of both.
-    first, second = (tf.random.stateless_gamma([count], own, augment.alpha) for own in seeds[:2])
+    first, second = (tf.random.stateless_gamma(shape, own, augment.alpha) for own in seeds[:2])
     share = tf.math.divide_no_nan(first, first + second)
     share = tf.where(first + second > 0, share, tf.ones_like(share))
-    other = tf.argsort(tf.random.stateless_uniform([count], seeds[2]))
+    other = tf.argsort(tf.random.stateless_uniform(shape, seeds[2]))
+    if rows is not None:
+        share, other = share[rows.begin : rows.end], other[rows.begin : rows.end]
 
     def blend(values: Any) -> Any:
         own = tf.reshape(share, [-1] + [1] * (len(values.shape) - 1))
         own = tf.cast(own, values.dtype)
-        return own * values + (1 - own) * tf.gather(values, other)
+        whole = values if rows is None else rows.gather(values)
+        return own * values + (1 - own) * tf.gather(whole, other)
 
     return blend(x), blend(y)

@@ -114,7 +114,14 @@ def reasons_in_float(content: bytes, step: LiteRt) -> dict[str, str]:
 def _convert(model: Any, step: LiteRt, calibration: npt.NDArray[Any]) -> bytes:
     with needs_extra("compress"):
         import tensorflow as tf
+        import tf_keras
 
+    if step.form == "int8" and isinstance(model.layers[-1], tf_keras.layers.Rescaling):
+        # On one grid of 256 steps for all targets, metres would drown beside kilograms.
+        *_, last = model.layers
+        standard = tf_keras.Model(model.inputs, last.input, name=model.name)
+        content = _convert(standard, step, calibration)
+        return _rescaled(content, np.asarray(last.scale), np.asarray(last.offset))
     (tensor,) = model.inputs
     signature = tf.TensorSpec(tensor.shape, tensor.dtype, name=model.input_names[0])
     graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(signature)
@@ -133,6 +140,42 @@ def _convert(model: Any, step: LiteRt, calibration: npt.NDArray[Any]) -> bytes:
         raise UserError(
             f"model {model.name!r}: TensorFlow cannot convert it to LiteRT ({step.form}): {reason}"
         ) from error
+
+
+def _rescaled(content: bytes, scale: npt.NDArray[Any], offset: npt.NDArray[Any]) -> bytes:
+    """Return a file whose float32 output is multiplied with ``scale``, and ``offset`` added to it."""
+    schema = _schema()
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    (graph,) = model.subgraphs
+    kinds = schema.BuiltinOperator, schema.BuiltinOptions
+    for kind, options, name, values in (
+        ("MUL", schema.MulOptionsT(), "unit/scale", scale),
+        ("ADD", schema.AddOptionsT(), "unit/offset", offset),
+    ):
+        given = graph.outputs[0]
+        buffer, code, operator = schema.BufferT(), schema.OperatorCodeT(), schema.OperatorT()
+        buffer.data = np.frombuffer(values.astype("<f4").tobytes(), np.uint8)
+        code.deprecatedBuiltinCode = code.builtinCode = getattr(kinds[0], kind)
+        code.version = 1
+        constant, result = schema.TensorT(), schema.TensorT()
+        constant.name, constant.shape = name.encode(), list(values.shape)
+        constant.buffer = len(model.buffers)
+        result.name, result.shape = f"{name}d".encode(), graph.tensors[given].shape
+        result.shapeSignature = graph.tensors[given].shapeSignature
+        operator.opcodeIndex = len(model.operatorCodes)
+        operator.inputs = [given, len(graph.tensors)]
+        operator.outputs = [len(graph.tensors) + 1]
+        operator.builtinOptionsType = getattr(kinds[1], f"{kind.title()}Options")
+        operator.builtinOptions = options
+        model.buffers = [*model.buffers, buffer]
+        model.operatorCodes = [*model.operatorCodes, code]
+        graph.tensors = [*graph.tensors, constant, result]
+        graph.operators = [*graph.operators, operator]
+        graph.outputs = operator.outputs
+        for signature in model.signatureDefs or ():
+            for output in signature.outputs:
+                output.tensorIndex = operator.outputs[0]
+    return _packed(model)
 
 
 def _one_by_one(x: npt.NDArray[Any]) -> Callable[[], Iterator[list[npt.NDArray[Any]]]]:

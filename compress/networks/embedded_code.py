@@ -17,7 +17,8 @@ _CODE_LAYERS = frozenset({"Lambda", "TFSMLayer", "TorchModuleWrapper"})
 
 _TF_FUNCTIONS = ("__operators__.", "math.", "nn.", "quantization.fake_quant_")
 _TF_NAMES = frozenset(
-    {"cast", "clip_by_value", "concat", "expand_dims", "identity", "pad", "repeat", "reshape"}
+    {"cast", "clip_by_value", "compat.v1.gather", "concat", "expand_dims", "gather", "identity"}
+    | {"pad", "repeat", "reshape"}
     | {"slice", "split", "squeeze", "stack", "tile", "transpose", "unstack", "image.resize"}
 )
 """What a ``TFOpLambda`` may name: pure arithmetic. ``io.write_file`` is in TensorFlow as well."""

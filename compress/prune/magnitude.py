@@ -7,12 +7,20 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Meta
+from typing_extensions import assert_never
 
 from compress.data.task import Task
 from compress.networks.named_layers import is_model, named_layers
+from compress.prune.budgets import Budget, without_smallest, zeros_by_sensitivity, zeros_by_size
+from compress.prune.copied import cloned, copied, require_built
+from compress.train.batches import read_batch
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
+from compress.train.losses import keras_loss, loss_of
+from compress.train.schedules import Constant, Cosine
+from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError, needs_extra
 from deploy.record import Record
 
@@ -33,6 +41,11 @@ _KERNELS = {
     "SeparableConv2D": "pointwise_kernel",
 }
 """The layer types that can be pruned, and which of their weights is."""
+
+
+_SENSITIVITY_SAMPLES = 1000
+_NEVER = 2**31 - 1
+"""A training step that is never reached."""
 
 
 class Unstructured(Record, frozen=True, tag_field="kind", tag="unstructured"):
@@ -66,16 +79,47 @@ class Block(Record, frozen=True, tag_field="kind", tag="block"):
 Pattern = Unstructured | NOfM | Block
 
 
+class Rounds(Record, frozen=True):
+    """Prune all at once, train, and again: each round takes the same share of what is left.
+
+    The fine-tuning is divided into equal parts, and each part follows the learning rate's schedule
+    from its beginning.
+    """
+
+    count: Positive = 5
+    rewind: Literal["learning_rate", "weights"] = "learning_rate"
+    """What begins anew with each round. ``learning_rate`` keeps the weights: Renda, Frankle and
+    Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning" (2020). ``weights`` also
+    brings those that stay, and all others of the model, back to what they were after ``to_epoch``:
+    Frankle, Dziugaite, Roy and Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019). One part
+    of the fine-tuning then goes before the first round."""
+    to_epoch: Annotated[int, Meta(ge=0)] = 1
+    """Of the first part; for ``weights``."""
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the fine-tuning is divided."""
+        return self.count + (self.rewind == "weights")
+
+    def sparsity(self, done: int, target: float) -> float:
+        """Fraction of zeros after so many rounds.
+
+        >>> [round(Rounds(count=3).sparsity(done, 0.875), 3) for done in range(4)]
+        [0.0, 0.5, 0.75, 0.875]
+        """
+        return target if done == self.count else 1 - (1 - target) ** (done / self.count)
+
+
 class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune"):
     """Zero the smallest weights of every kernel while training goes on.
 
-    Each layer reaches its own target; weights of different layers are not compared. ``begin`` and
-    ``end`` are fractions of the fine-tuning: with 4 epochs, 0.25 and 0.75 choose weights during
+    Each layer reaches its own target: by itself, by name, or by a budget for all layers. ``begin``
+    and ``end`` are fractions of the fine-tuning: with 4 epochs, 0.25 and 0.75 choose weights during
     the second and third, and the fourth trains what is left.
     """
 
     final_sparsity: Sparsity
-    """Fraction of zeros in each kernel at the end."""
+    """Fraction of zeros in each kernel at the end; with a ``budget``, in all kernels together."""
     fine_tune: Fit
     """How the model trains meanwhile; early stopping judges the epochs after ``end`` only."""
     schedule: Literal["polynomial", "constant"] = "polynomial"
@@ -94,6 +138,16 @@ class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune
     skip: tuple[str, ...] = ()
     """Names of layers left alone; ``*``, ``?`` and ``[]`` match as in a shell."""
     pattern: Pattern = Unstructured()
+    distill: Distillation | bool = Distillation()
+    """How the fine-tuning listens to the baseline beside the truth; false leaves the baseline out."""
+    budget: Budget = "uniform"
+    """What decides each layer's share of the zeros, before the training, from the weights that are
+    given: ``uniform`` asks the same of each. ``global`` counts the smallest of all weights, ``lamp``
+    compares each with the larger ones of its layer (Lee et al. 2021), ``sensitivity`` measures on
+    validation samples what loss the zeros of a layer cost and lets each cost the same. Layers that
+    ``per_layer`` names keep their targets and are not part of the sum."""
+    rounds: Rounds | None = None
+    """Prune in rounds with rewinding, in the place of ``schedule``, ``begin`` and ``end``."""
 
     def __post_init__(self) -> None:
         if self.begin > self.end:
@@ -108,6 +162,38 @@ class MagnitudePrune(Record, frozen=True, tag_field="kind", tag="magnitude_prune
                 )
         if isinstance(self.pattern, NOfM):
             self._check_n_of_m(self.pattern)
+        if self.budget != "uniform":
+            self._check_budget()
+        if self.rounds is not None:
+            self._check_rounds(self.rounds)
+
+    def _check_budget(self) -> None:
+        if not isinstance(self.pattern, Unstructured) or self.initial_sparsity:
+            raise ValueError(
+                f"budget {self.budget!r} counts single weights from none on: leave pattern and "
+                "initial_sparsity out, or set budget = 'uniform'"
+            )
+
+    def _check_rounds(self, rounds: Rounds) -> None:
+        timing = (self.schedule, self.initial_sparsity, self.power, self.begin, self.end)
+        if timing != ("polynomial", 0.0, 3.0, 0.0, 0.5) or self.updates_per_epoch != 8:
+            raise ValueError(
+                "rounds say when weights go: leave schedule, initial_sparsity, power, begin, end and "
+                "updates_per_epoch out"
+            )
+        if not isinstance(self.pattern, Unstructured):
+            raise ValueError("rounds take single weights: leave pattern out")  # noqa: TRY004
+        length, rest = divmod(self.fine_tune.epochs, rounds.parts)
+        if rest:
+            raise ValueError(
+                f"fine_tune.epochs must be a multiple of {rounds.parts}, the parts that rounds "
+                f"divide it into, got {self.fine_tune.epochs}"
+            )
+        if rounds.rewind == "weights" and rounds.to_epoch >= length:
+            raise ValueError(
+                f"rounds.to_epoch must be below the {length} epochs of a part, got {rounds.to_epoch}"
+            )
+        _restarting(self.fine_tune, rounds)
 
     def _check_n_of_m(self, pattern: NOfM) -> None:
         exact = pattern.zeros / pattern.of
@@ -134,6 +220,7 @@ def magnitude_prune(
     task: Task,
     *,
     seed: int,
+    teacher: Teacher | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
 ) -> tuple[Any, History]:
@@ -148,6 +235,7 @@ def magnitude_prune(
         step: what to prune and how.
         task: what to fine-tune on.
         seed: of the fine-tuning.
+        teacher: whose answers the fine-tuning listens to.
         on_epoch: told about the end of each epoch.
         files: what the fine-tuning leaves on disk meanwhile.
 
@@ -159,23 +247,30 @@ def magnitude_prune(
     with needs_extra("compress"):
         import tensorflow_model_optimization as tfmot
 
-    if not model.built:
-        raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
+    require_built(model)
     check_names(model, step)
-    steps_per_epoch = step.fine_tune.batches_per_epoch(len(task.train))
-    wrapped = _wrap(_copy(model), step, steps_per_epoch)
-    _, end, _ = mask_updates(step, steps_per_epoch)
+    step = with_budget(model, step, task)
+    fine_tune, callbacks = step.fine_tune, [tfmot.sparsity.keras.UpdatePruningStep()]
+    batches_per_epoch = fine_tune.batches_per_epoch(len(task.train))
+    wrapped = _wrap(copied(model), step, batches_per_epoch)
+    keep_from = math.ceil(mask_updates(step, batches_per_epoch)[1] / batches_per_epoch)
+    if step.rounds is not None:
+        fine_tune = _restarting(fine_tune, step.rounds)
+        steps_per_epoch = fine_tune.steps_per_epoch(len(task.train))
+        callbacks.append(_rewinding(wrapped, step, step.rounds, steps_per_epoch=steps_per_epoch))
+        keep_from = fine_tune.epochs - fine_tune.epochs // step.rounds.parts + 1
     history = fit(
         wrapped,
         task,
-        step.fine_tune,
+        fine_tune,
         seed=seed,
-        callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
+        teacher=teacher,
+        callbacks=callbacks,
         on_epoch=on_epoch,
-        keep_from=math.ceil(end / steps_per_epoch),
+        keep_from=keep_from,
         files=files,
     )
-    pruned = _copy(model)
+    pruned = copied(model)
     pruned.set_weights(tfmot.sparsity.keras.strip_pruning(wrapped).get_weights())
     _require_targets(pruned, step)
     return pruned, history
@@ -204,6 +299,35 @@ def why_not_pruned(layer: Any, step: MagnitudePrune) -> str | None:
     return _why_pattern_does_not_fit(layer, tuple(kernel.shape), step.pattern)
 
 
+def reasons_not_pruned(model: Any, step: MagnitudePrune) -> dict[str, str]:
+    """Return why layers are left alone, by layer name."""
+    reasons = {name: why_not_pruned(layer, step) for name, layer in named_layers(model)}
+    return {name: why for name, why in reasons.items() if why}
+
+
+def with_budget(model: Any, step: MagnitudePrune, task: Task) -> MagnitudePrune:
+    """Return the step with the target of each layer, as its budget decides."""
+    kernels = {
+        layer.name: kernel.numpy()
+        for _, layer in named_layers(model)
+        if (kernel := _kernel(layer)) is not None
+        and why_not_pruned(layer, step) is None
+        and layer.name not in step.per_layer
+    }
+    match step.budget:
+        case "uniform":
+            return step
+        case "global" | "lamp":
+            zeros = zeros_by_size(kernels, step.final_sparsity, lamp=step.budget == "lamp")
+        case "sensitivity":
+            loss_without = _loss_without(copied(model), step, task)
+            zeros = zeros_by_sensitivity(kernels, step.final_sparsity, loss_without=loss_without)
+        case _:
+            assert_never(step.budget)
+    targets = {name: count / kernels[name].size for name, count in zeros.items()}
+    return msgspec.structs.replace(step, budget="uniform", per_layer={**targets, **step.per_layer})
+
+
 def sparsity_by_layer(model: Any) -> dict[str, float]:
     """Return the fraction of zeros in the kernel of each layer that has one that can be pruned."""
     return {
@@ -224,6 +348,111 @@ def mask_updates(step: MagnitudePrune, steps_per_epoch: int) -> tuple[int, int, 
     begin, end = max(1, round(step.begin * steps)), max(1, round(step.end * steps))
     distance = max(1, min(end - begin, round(steps_per_epoch / step.updates_per_epoch)))
     return begin, begin + (end - begin) // distance * distance, distance
+
+
+def _loss_without(working: Any, step: MagnitudePrune, task: Task) -> Callable[[str, float], float]:
+    """Return the loss of some validation samples by the layer that is pruned, and how far."""
+    split = task.validation if len(task.validation) else task.calibration
+    x, y = read_batch(task, split, np.arange(min(_SENSITIVITY_SAMPLES, len(split))))
+    loss = keras_loss(loss_of(step.fine_tune.loss, task), task)
+    kernels: dict[str, Any] = {layer.name: _kernel(layer) for _, layer in named_layers(working)}
+
+    def loss_without(name: str, share: float) -> float:
+        whole = kernels[name].numpy()
+        kernels[name].assign(without_smallest(whole, zeros=int(share * whole.size)))
+        try:
+            return float(np.mean(loss(y, working(x, training=False))))
+        finally:
+            kernels[name].assign(whole)
+
+    return loss_without
+
+
+def _restarting(config: Fit, rounds: Rounds) -> Fit:
+    """Return the training with the schedule of its learning rate begun anew in each part."""
+    match config.schedule:
+        case Constant():
+            return config
+        case Cosine(cycle_epochs=None, warmup_epochs=0):
+            length = config.epochs / rounds.parts
+            schedule = msgspec.structs.replace(config.schedule, cycle_epochs=length)
+            return msgspec.structs.replace(config, schedule=schedule)
+        case other:
+            raise ValueError(
+                "rounds begin the learning rate anew: fine_tune.schedule must be 'constant', or "
+                f"'cosine' without warmup_epochs and cycle_epochs, got {type(other).__name__}"
+            )
+
+
+def _rewinding(wrapped: Any, step: MagnitudePrune, rounds: Rounds, *, steps_per_epoch: int) -> Any:
+    """Return the callback that prunes where a round begins, and rewinds.
+
+    What it has to remember lies in weights of the first wrapper, so that a checkpoint holds it. To
+    begin a round a second time changes nothing: weights that are zero stay the smallest.
+    """
+    import tf_keras
+
+    to_weights = rounds.rewind == "weights"
+    layers = {id(layer): layer for _, layer in named_layers(wrapped)}
+    pruning = [layer for layer in layers.values() if hasattr(layer, "pruning_vars")]
+    masks = {id(weight) for layer in pruning for weight in layer.non_trainable_weights}
+    masks -= {id(weight) for layer in pruning for weight in layer.layer.weights}
+    weights = [weight for weight in wrapped.weights if id(weight) not in masks]
+    kept = [
+        pruning[0].add_weight(
+            name=f"rewound_{index}", shape=weight.shape, dtype=weight.dtype, trainable=False
+        )
+        for index, weight in enumerate(weights if to_weights else ())
+    ]
+    part = steps_per_epoch * step.fine_tune.epochs // rounds.parts
+
+    class Rewinding(tf_keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+        def on_train_batch_begin(self, _batch: int, _logs: Any = None) -> None:
+            optimizer = self.model.optimizer
+            done = int(optimizer.iterations.numpy())
+            if to_weights and done == rounds.to_epoch * steps_per_epoch:
+                _assign(kept, weights)
+            if done % part == 0 and (done or not to_weights):
+                _choose(pruning, step, rounds, done=done // part + (not to_weights))
+                if to_weights:
+                    _assign(weights, kept)
+                    _forget(optimizer)
+                _mask(pruning)
+
+    return Rewinding()
+
+
+def _choose(pruning: list[Any], step: MagnitudePrune, rounds: Rounds, *, done: int) -> None:
+    """Let the masks of tfmot's wrappers leave the weights that stay after so many rounds."""
+    for layer in pruning:
+        sparsity = rounds.sparsity(done, step.target(layer.layer.name))
+        for weight, mask, _ in layer.pruning_vars:
+            stays = without_smallest(weight.numpy(), zeros=_zeros(mask.shape, sparsity)) != 0
+            mask.assign(stays.astype(np.float32))
+
+
+def _mask(pruning: list[Any]) -> None:
+    for layer in pruning:
+        for weight, mask, _ in layer.pruning_vars:
+            weight.assign(weight * mask)
+
+
+def _forget(optimizer: Any) -> None:
+    """Let an optimizer forget the gradients that it has seen, and not how many."""
+    for state in optimizer.variables:
+        if state is not optimizer.iterations and state is not optimizer.learning_rate:
+            state.assign(np.zeros(state.shape, state.dtype.as_numpy_dtype))
+
+
+def _assign(variables: list[Any], values: list[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _zeros(shape: Any, sparsity: float) -> int:
+    """Return how many zeros a kernel has at a sparsity; one weight stays, as with tfmot."""
+    size = int(np.prod(shape))
+    return min(size - 1, round(size * sparsity))
 
 
 def _why_pattern_does_not_fit(layer: Any, shape: tuple[int, ...], pattern: Pattern) -> str | None:
@@ -274,30 +503,6 @@ def check_names(model: Any, step: MagnitudePrune) -> None:
         )
 
 
-def _copy(model: Any) -> Any:
-    """Return a model with the same layers, names and weights, which shares nothing with it."""
-    try:
-        copy = _clone(model, lambda layer: type(layer).from_config(layer.get_config()))
-        copy.set_weights(model.get_weights())
-    except (NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model: '{model.name}' cannot be copied layer by layer: {reason}; give a functional or "
-            "Sequential model whose own layers have get_config"
-        ) from error
-    return copy
-
-
-def _clone(model: Any, clone_layer: Callable[[Any], Any]) -> Any:
-    """Rebuild a model, and the models inside it, from what ``clone_layer`` makes of each layer."""
-    import tf_keras
-
-    def clone(layer: Any) -> Any:
-        return _clone(layer, clone_layer) if is_model(layer) else clone_layer(layer)
-
-    return tf_keras.models.clone_model(model, clone_function=clone)
-
-
 def _wrap(model: Any, step: MagnitudePrune, steps_per_epoch: int) -> Any:
     """Return the model with tfmot's wrapper around each layer that is pruned; weights are shared."""
     from tensorflow_model_optimization.sparsity.keras import prune_low_magnitude
@@ -313,7 +518,7 @@ def _wrap(model: Any, step: MagnitudePrune, steps_per_epoch: int) -> Any:
             **_tfmot_pattern(step.pattern),
         )
 
-    return _clone(model, wrap)
+    return cloned(model, wrap)
 
 
 def _calls(model: Any, times: int = 1) -> Iterator[tuple[str, int]]:
@@ -330,6 +535,8 @@ def _tfmot_schedule(step: MagnitudePrune, layer_name: str, steps_per_epoch: int,
     """Return the schedule of a layer; tfmot counts a step at each of its calls."""
     from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
 
+    if step.rounds is not None:  # they set the masks themselves
+        return ConstantSparsity(step.target(layer_name), begin_step=_NEVER, frequency=_NEVER)
     begin, end, distance = (calls * at for at in mask_updates(step, steps_per_epoch))
     target = step.target(layer_name)
     # With a single update there is no curve to follow, and tfmot would divide by end - begin.

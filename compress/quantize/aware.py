@@ -13,6 +13,7 @@ from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
 from compress.quantize.post_training import INPUT, Learned, QuantizeStatic
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
+from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
 from deploy.machine import Target, this_target
 from deploy.record import Record
@@ -65,6 +66,8 @@ class QuantizeAware(Record, frozen=True, tag_field="kind", tag="quantize_aware")
     keep_clusters: bool = False
     """Every kernel keeps its number of distinct values, so that a clustered model stays clustered;
     a kernel then has one scale for all channels."""
+    distill: Distillation | bool = Distillation()
+    """How the training listens to the baseline beside the truth; false leaves the baseline out."""
 
 
 def as_static(step: QuantizeAware, plain: Any, exported: Any) -> QuantizeStatic:
@@ -114,6 +117,7 @@ def quantize_aware(
     task: Task,
     *,
     seed: int,
+    teacher: Teacher | None = None,
     on_epoch: OnEpoch | None = None,
     files: TrainingFiles | None = None,
 ) -> tuple[Any, History]:
@@ -127,6 +131,7 @@ def quantize_aware(
         step: how to quantize and train.
         task: what to train on; ``calibration.x`` gives the first ranges.
         seed: of the training.
+        teacher: whose answers the training listens to.
         on_epoch: told about the end of each epoch.
         files: what the fine-tuning leaves on disk meanwhile.
 
@@ -146,7 +151,15 @@ def quantize_aware(
         )
     ranges = _calibrated(model, _rounded(model), task.calibration.x)
     rounding = _Rounding(model, {layer.name for layer in quantized}, ranges, step)
-    history = fit(rounding.model, task, step.fine_tune, seed=seed, on_epoch=on_epoch, files=files)
+    history = fit(
+        rounding.model,
+        task,
+        step.fine_tune,
+        seed=seed,
+        teacher=teacher,
+        on_epoch=on_epoch,
+        files=files,
+    )
     return rounding.plain(model), history
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -29,12 +30,13 @@ from compress.quantize.calibrate import (
     observe,
     ranges_of,
 )
+from compress.quantize.corrections import Corrected, Correction, corrected
+from compress.quantize.equalise import outputs_axis
 from compress.quantize.outputs import output_error
 from deploy.errors import UserError, needs_extra
 from deploy.graph import (
     Weighted,
     array_of,
-    attributes,
     consumers,
     depthwise,
     producers,
@@ -54,6 +56,8 @@ STATIC_OPERATORS = (
     "MaxPool", "AveragePool", "GlobalAveragePool",
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
 )  # fmt: skip
+
+Bits = Annotated[int, Meta(ge=2, le=8)]
 
 _LARGEST_FLOAT16 = 65504.0
 _PERCENTILE = 99.99
@@ -80,6 +84,12 @@ class QuantizeStatic(_Step, frozen=True, tag="quantize_static"):
     """Per cent of the values that calibration "percentile" keeps in range; None means 99.99."""
     per_channel: bool = True
     """One scale per output channel of a weight instead of one for all."""
+    weight_bits: Bits = 8
+    """Weights take this many bits' worth of values, a byte each in the file: what gets smaller is a
+    compressed form of it, as a bundle. The kernels are those of int8."""
+    correct: tuple[Correction, ...] = ()
+    """What to win back on the calibration samples, without training, any of "equalise", "rounding"
+    and "bias": docs/quantization.md."""
     target: Target | None = None
     """The machine to quantize for; None means this one. ``x86-avx2`` spends one bit of the
     weights, because its kernels add two products in 16 bits, which saturates."""
@@ -99,6 +109,13 @@ class QuantizeStatic(_Step, frozen=True, tag="quantize_static"):
             raise ValueError(
                 f'percentile needs calibration = "percentile", got "{self.calibration}"'
             )
+        _check_corrections(self.correct)
+
+
+def _check_corrections(correct: tuple[Correction, ...]) -> None:
+    """Raise a ValueError for a correction that is asked for twice."""
+    if len(set(correct)) < len(correct):
+        raise ValueError(f"correct names each correction once, got {', '.join(correct)}")
 
 
 class QuantizeDynamic(_Step, frozen=True, tag="quantize_dynamic"):
@@ -133,6 +150,14 @@ class WeightOnly(_Step, frozen=True, tag="quantize_weight_only"):
     constant at load: the speed is that of float32. The obvious ``DequantizeLinear`` is not folded;
     it dequantizes on every run (2-8 times slower), and at times becomes ``MatMulNBits``.
     """
+
+    weight_bits: Bits = 8
+    """As in ``quantize_static``."""
+    correct: tuple[Correction, ...] = ()
+    """As in ``quantize_static``; what is corrected looks at calibration samples."""
+
+    def __post_init__(self) -> None:
+        _check_corrections(self.correct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,20 +275,21 @@ def with_method(model: Any, step: QuantizeStatic, task: Task) -> QuantizeStatic:
     """
     if step.calibration != "auto":
         return step
-    refuse_unfit(model)
+    _refuse_unfit_static(model, step)
+    made = _corrected(model, step, task)
     x = task.calibration.x
     parts = batches(model, x)
     if len(parts) == 1 and len(x) > 1:
         parts = [slice(0, len(x) // 2), slice(len(x) // 2, len(x))]
     fitted, kept = parts[::2], parts[1::2] or parts
     with _quiet():
-        seen = observe(model, x, fitted, operators=STATIC_OPERATORS, histograms=True)
+        seen = observe(made.model, x, fitted, operators=STATIC_OPERATORS, histograms=True)
 
     def error(method: Method) -> float:
         with _quiet():
             ranges = ranges_of(seen, method, percentile=_PERCENTILE)
         plain = msgspec.structs.replace(step, calibration=method)
-        return output_error(model, quantize_static(model, plain, task, ranges=ranges), x, kept)
+        return output_error(model, _static(made, plain, ranges=ranges), x, kept)
 
     return msgspec.structs.replace(step, calibration=min(METHODS, key=error))
 
@@ -286,39 +312,80 @@ def quantize_static(
         step: how to quantize.
         task: its ``calibration.x`` gives the ranges.
         learned: takes the place of calibration where training has found the ranges.
-        ranges: what ``static_ranges`` gave for this model; by default they are calibrated now.
+        ranges: what ``static_ranges`` gave for this model, of a step that corrects nothing; by
+            default they are calibrated now.
 
     Raises:
         UserError: if the model is quantized already, too old or without weights, if ``exclude``
             matches nothing or everything, if the calibration samples do not fit the model or are
-            not finite, or if ONNX Runtime runs an excluded layer as int8 all the same.
+            not finite, if there is nothing to equalise, or if ONNX Runtime runs an excluded layer
+            as int8 all the same.
+        ParityError: if equalisation changed what the model computes.
     """
-    with needs_extra("compress"):
-        import onnx
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    _refuse_unfit_static(model, step)
+    made = _corrected(model, step, task)
+    if ranges is None:
+        ranges = static_ranges(made.model, step, task)
+    return _static(made, step, ranges=ranges, learned=learned)
+
+
+def _refuse_unfit_static(model: Any, step: QuantizeStatic) -> None:
+    """Raise a UserError for a model that a static step cannot quantize."""
     refuse_unfit(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     if opset < 13:
         raise UserError(f"model: static quantization needs opset 13 or later, got {opset}")
-    left_alone, excluded = why_not_quantized(model, step), _excluded(model, step)
+    left_alone = why_not_quantized(model, step)
     if all(found.node.name in left_alone for found in weighted_nodes(model.graph)):
         raise UserError(
             f"exclude: {', '.join(asked)} leaves no layer to quantize; name fewer layers"
             if (asked := step.exclude + step.exclude_types)
             else "model: static quantization needs a Conv, Gemm or MatMul with stored weights"
         )
+
+
+def _corrected(model: Any, step: QuantizeStatic | WeightOnly, task: Task) -> Corrected:
+    """Return what the corrections of a step, and the grid of its weights, make of a float model."""
+    if step.weight_bits == 8 and not step.correct:
+        return Corrected(model=model, scales={})
+    reasons = why_not_quantized(model, step)
+    target = this_target()
+    if isinstance(step, QuantizeStatic):
+        target = step.target or target
+    return corrected(
+        model,
+        [
+            found.node.name
+            for found in weighted_nodes(model.graph)
+            if found.node.name not in reasons
+        ],
+        task.calibration.x,
+        bits=step.weight_bits,
+        levels=64 if target == "x86-avx2" and isinstance(step, QuantizeStatic) else 127,
+        per_channel=isinstance(step, WeightOnly) or step.per_channel,
+        corrections=step.correct,
+    )
+
+
+def _static(
+    made: Corrected, step: QuantizeStatic, *, ranges: Any, learned: Learned | None = None
+) -> Any:
+    """Write a model with these ranges, its weights on the grid that they lie on."""
+    with needs_extra("compress"):
+        import onnx
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    model, excluded = made.model, _excluded(made.model, step)
     target = step.target or this_target()
     in_unit = _into_unit(model.graph)
     kept = [*excluded, *in_unit]
-    ranges = static_ranges(model, step, task) if ranges is None else copy.deepcopy(ranges)
+    ranges = copy.deepcopy(ranges)
     with _quiet():
         if learned is not None:
             _put_learned(ranges, model.graph, learned)
-        one_scale = {
-            found.weight.name: [{"symmetric": True}]
+        scales = {
+            found.weight.name: _overrides(found, made.scales.get(found.weight.name), learned)
             for found in weighted_nodes(model.graph)
-            if learned is not None and learned.one_scale
         }
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(_with_own_constants(model, kept)),
@@ -330,7 +397,7 @@ def quantize_static(
             [],
             kept,
             list(STATIC_OPERATORS),
-            {"TensorQuantOverrides": one_scale},
+            {"TensorQuantOverrides": {name: how for name, how in scales.items() if how}},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -341,6 +408,16 @@ def quantize_static(
     finished = _finished(quantized, model)
     _require_float(finished, excluded, step, target)
     return finished
+
+
+def _overrides(
+    found: Weighted, scale: Array | None, learned: Learned | None
+) -> list[dict[str, Any]]:
+    """Return how the quantizer has to store a weight; nothing where that is for it to decide."""
+    if scale is None:
+        return [{"symmetric": True}] if learned is not None and learned.one_scale else []
+    grid = [{"scale": step, "zero_point": np.int8(0)} for step in scale]
+    return grid if len(grid) == 1 else [{**step, "axis": outputs_axis(found)} for step in grid]
 
 
 def _put_learned(ranges: Any, graph: Any, learned: Learned) -> None:
@@ -455,7 +532,7 @@ def to_float16(model: Any, step: ToFloat16) -> Any:
     return store_in_fewer_bits(model, step)
 
 
-def weight_only(model: Any, step: WeightOnly) -> Any:
+def weight_only(model: Any, step: WeightOnly, task: Task | None = None) -> Any:
     """Return a ``ModelProto`` that stores its kernels as int8, one scale per output channel.
 
     A stored weight is ``round(w / scale)`` with ``scale = max |w| / 127`` over its channel: off by
@@ -463,17 +540,28 @@ def weight_only(model: Any, step: WeightOnly) -> Any:
 
     Args:
         model: a float ``ModelProto``. It is left alone.
-        step: has no settings.
+        step: how to store them.
+        task: calibrates what is corrected; not looked at otherwise.
 
     Raises:
-        UserError: if the model is quantized already or a weight is not finite.
+        UserError: if the model is quantized already or a weight is not finite, or a correction does
+            not fit, as in ``quantize_static``.
     """
     refuse_unfit(model)
-    return store_in_fewer_bits(model, step)
+    if step.weight_bits == 8 and not step.correct:
+        return store_in_fewer_bits(model, step)
+    if task is None:
+        raise TypeError("fewer bits and corrections need a task")
+    made = _corrected(model, step, task)
+    return store_in_fewer_bits(made.model, step, scales=made.scales)
 
 
 def store_in_fewer_bits(
-    model: Any, step: ToFloat16 | WeightOnly, *, layers: Collection[str] | None = None
+    model: Any,
+    step: ToFloat16 | WeightOnly,
+    *,
+    layers: Collection[str] | None = None,
+    scales: Mapping[str, Array] = MappingProxyType({}),
 ) -> Any:
     """Return a copy whose layers, or some of them, keep their weights as a step says.
 
@@ -481,6 +569,7 @@ def store_in_fewer_bits(
         model: a ``ModelProto`` whose layers have names. It is left alone.
         step: what to store them as.
         layers: names of layers with float32 weights; None for all there are.
+        scales: the grids of weights that lie on one, by the weight's name, one step a channel.
 
     Raises:
         UserError: if there are none, or a weight cannot be stored so.
@@ -489,7 +578,13 @@ def store_in_fewer_bits(
         case ToFloat16():
             return _with_stored_otherwise(model, step, _halve, layers, with_bias=True)
         case WeightOnly():
-            return _with_stored_otherwise(model, step, _quarter, layers, with_bias=False)
+
+            def rewrite(
+                layer: str, name: str, values: Array, axis: int
+            ) -> tuple[list[Any], list[Any]]:
+                return _quarter(layer, name, values, axis, scales.get(name))
+
+            return _with_stored_otherwise(model, step, rewrite, layers, with_bias=False)
 
 
 def _halve(layer: str, name: str, values: Array, _: int) -> tuple[list[Any], list[Any]]:
@@ -508,14 +603,18 @@ def _halve(layer: str, name: str, values: Array, _: int) -> tuple[list[Any], lis
     return [half], [cast]
 
 
-def _quarter(layer: str, name: str, values: Array, axis: int) -> tuple[list[Any], list[Any]]:
+def _quarter(
+    layer: str, name: str, values: Array, axis: int, scale: Array | None
+) -> tuple[list[Any], list[Any]]:
     import onnx
 
     if not np.isfinite(values).all():
         raise UserError(f"layer {layer!r}: {name!r} holds NaN or infinity; train it again")
     others = tuple(a for a in range(values.ndim) if a != axis)
     largest = np.abs(values).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    if scale is None:
+        scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    scale = scale.reshape(largest.shape).astype(np.float32)
     stored = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
     tensors = [
         onnx.numpy_helper.from_array(stored, f"{name}_int8"),
@@ -765,7 +864,7 @@ def _with_stored_otherwise(
         for name in names:
             if name not in done:
                 done.add(name)
-                axis = _output_axis(found)
+                axis = outputs_axis(found)
                 new, made = rewrite(found.node.name, name, array_of(stored[name]), axis)
                 tensors += new
                 readers += made
@@ -775,19 +874,6 @@ def _with_stored_otherwise(
     del graph.node[:]
     graph.node.extend([*readers, *model.graph.node])
     return _finished(twin, model)
-
-
-def _output_axis(found: Weighted) -> int:
-    """Return the axis of a weight that counts the layer's outputs."""
-    match found.node.op_type:
-        case "Conv":
-            return 0
-        case "Gemm" if attributes(found.node).get("transB", 0):
-            return 0
-        case "MatMul":
-            return len(found.weight.dims) - 1
-        case _:
-            return 1
 
 
 def _finished(quantized: Any, parent: Any) -> Any:

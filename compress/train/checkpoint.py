@@ -53,8 +53,9 @@ class EpochEnd(Record, frozen=True):
     epochs: int
     """How many there will be, unless training stops early."""
     metrics: dict[str, float]
-    """``loss``, the task's metric, ``penalty`` where there is one, and with validation samples
-    ``val_loss`` and the metric again as ``val_…``. ``loss`` is without the penalty."""
+    """``loss``, the task's metric, ``penalty`` where there is one, ``distance`` to a teacher's answers
+    where there is one, and with validation samples ``val_loss`` and the metric again as ``val_…``.
+    ``loss`` is without the penalty and the teacher."""
     seconds: float
     """How long the epoch took, validation included."""
     learning_rate: float = 0.0

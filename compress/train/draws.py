@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from compress.data.rows import Rows, drawn
 
 _GENERATOR = "philox"
 """Left to itself, TensorFlow takes another one on some accelerators. XLA seeds it in its own way."""
@@ -31,15 +34,17 @@ class Draws:
 
     Attributes:
         seed: int64 tensor ``(2,)`` of the step that is being traced; set by the step itself.
+        rows: of its batch, that are computed here; None is all of it.
     """
 
     def __init__(self) -> None:
         self.seed: Any = None
+        self.rows: Rows | None = None
         self._drawn = 0
 
-    def begin(self, seed: Any) -> None:
+    def begin(self, seed: Any, rows: Rows | None = None) -> None:
         """Start the draws of one step."""
-        self.seed, self._drawn = seed, 0
+        self.seed, self.rows, self._drawn = seed, rows, 0
 
     def next_seed(self) -> Any:
         """Return the seed of the next tensor, another one at each call of a step."""
@@ -52,9 +57,16 @@ class Draws:
         """As ``tf.nn.dropout``."""
         import tensorflow as tf
 
-        return tf.nn.experimental.stateless_dropout(
-            inputs, rate, seed=self.next_seed(), noise_shape=noise_shape, rng_alg=_GENERATOR
+        drop = partial(
+            tf.nn.experimental.stateless_dropout,
+            rate=rate,
+            seed=self.next_seed(),
+            rng_alg=_GENERATOR,
         )
+        if self.rows is None:
+            return drop(inputs, noise_shape=noise_shape)
+        shape = tf.shape(inputs) if noise_shape is None else tf.convert_to_tensor(noise_shape)
+        return inputs * drawn(lambda whole: drop(tf.ones(whole, inputs.dtype)), shape, self.rows)
 
 
 @contextlib.contextmanager
@@ -92,18 +104,14 @@ class _StatelessGenerator:
     ) -> Any:
         import tensorflow as tf
 
-        return tf.random.stateless_normal(
-            shape, self._draws.next_seed(), mean, stddev, dtype or "float32", alg=_GENERATOR
-        )
+        return self._drawn(tf.random.stateless_normal, shape, mean, stddev, dtype)
 
     def truncated_normal(
         self, shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, **_: Any
     ) -> Any:
         import tensorflow as tf
 
-        return tf.random.stateless_truncated_normal(
-            shape, self._draws.next_seed(), mean, stddev, dtype or "float32", alg=_GENERATOR
-        )
+        return self._drawn(tf.random.stateless_truncated_normal, shape, mean, stddev, dtype)
 
     def random_uniform(
         self,
@@ -115,13 +123,23 @@ class _StatelessGenerator:
     ) -> Any:
         import tensorflow as tf
 
-        dtype = dtype or "float32"
         most = 1.0 if maxval is None else maxval
-        seed = self._draws.next_seed()
-        return tf.random.stateless_uniform(shape, seed, minval, most, dtype, alg=_GENERATOR)
+        return self._drawn(tf.random.stateless_uniform, shape, minval, most, dtype)
 
     def make_seed_for_stateless_op(self) -> Any:
-        return self._draws.next_seed()
+        """Return a seed for what a layer draws in a way of its own, other draws for each part."""
+        import tensorflow as tf
+
+        seed, rows = self._draws.next_seed(), self._draws.rows
+        return seed if rows is None else tf.random.fold_in(seed, rows.begin, alg=_GENERATOR)
+
+    def _drawn(self, draw: Any, shape: Any, first: float, second: float, dtype: Any) -> Any:
+        seed = self._draws.next_seed()
+
+        def of(shape: Any) -> Any:
+            return draw(shape, seed, first, second, dtype or "float32", alg=_GENERATOR)
+
+        return drawn(of, shape, self._draws.rows)
 
     def make_legacy_seed(self) -> int | None:
         return self._own.make_legacy_seed()  # type: ignore[no-any-return]

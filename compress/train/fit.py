@@ -26,6 +26,7 @@ from compress.train.checkpoint import (
 )
 from compress.train.distribute import Worker
 from compress.train.draws import order
+from compress.train.hearing import Telling
 from compress.train.logs import TensorBoard, write_csv
 from compress.train.losses import (
     Loss,
@@ -47,6 +48,7 @@ from compress.train.schedules import (
     why_not_scheduled,
 )
 from compress.train.step import Augment, Step
+from compress.train.teacher import Lesson, Teacher, why_not_taught
 from compress.train.trainable import why_not_trained
 from deploy.errors import UserError, needs_extra
 from deploy.machine import this_environment
@@ -158,6 +160,7 @@ def fit(
     config: Fit,
     *,
     seed: int,
+    teacher: Teacher | None = None,
     callbacks: Sequence[Any] = (),
     on_epoch: OnEpoch | None = None,
     keep_from: int = 1,
@@ -178,6 +181,7 @@ def fit(
         task: what to learn. The test split is not touched.
         config: how to learn it.
         seed: of shuffling, dropout and everything else that is drawn while training.
+        teacher: whose answers count beside the truth; None is the truth alone.
         callbacks: further Keras callbacks; at the end of an epoch they run first, so that what
             they do to the weights is in the weights that are kept. What they remember outside the
             model's variables is not in a checkpoint.
@@ -189,8 +193,8 @@ def fit(
 
     Raises:
         UserError: if the batch is larger than the training split, early stopping or the schedule
-            watch a metric that there is not, the model does not give the task's outputs, the loss
-            does not fit the task, something that was asked for does not work with this network or
+            watch a metric that there is not, the model or the teacher does not give the task's
+            outputs, the loss does not fit the task, something that was asked for does not work with this network or
             machine, or the loss or a weight becomes infinite or NaN; the model's weights are
             worthless then.
     """
@@ -204,13 +208,14 @@ def fit(
         or _why_not_shared(worker, task, config)
         or why_not_trained(model, task)
         or why_not_dropped(model, config.regularise)
+        or why_not_taught(model, teacher, task)
     )
     if why_not is not None:
         raise UserError(why_not)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(seed)
-    step = make_step(model, task, config, seed=seed)
+    step = make_step(model, task, config, seed=seed, teacher=teacher)
     names = [metric.name for metric in model.metrics]
     why_not = _why_not_watched(names, task, config)
     if why_not is not None:
@@ -220,6 +225,7 @@ def fit(
         task=task,
         config=config,
         seed=seed,
+        teacher=teacher,
         callbacks=callbacks,
         on_epoch=on_epoch,
         keep_from=keep_from,
@@ -230,8 +236,14 @@ def fit(
         return training.run()
 
 
-def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
+def make_step(
+    model: Any, task: Task, config: Fit, *, seed: int, teacher: Teacher | None = None
+) -> Step:
     """Return what one batch of a task does to a model."""
+    example = read_batch(task, task.train, np.arange(1))
+    lesson = (
+        partial(Lesson, teacher, model, task, example=example[0], seed=seed) if teacher else None
+    )
     return Step(
         model,
         optimizer=config.optimizer,
@@ -239,8 +251,9 @@ def make_step(model: Any, task: Task, config: Fit, *, seed: int) -> Step:
         loss=keras_loss(loss_of(config.loss, task), task),
         metrics=keras_metrics(task),
         seed=seed,
-        example=read_batch(task, task.train, np.arange(1)),
+        example=example,
         augment=_augment(task),
+        lesson=lesson,
         moves_momentum=config._moves_momentum,  # noqa: SLF001  # of this file
         xla=config.xla,
     )
@@ -256,6 +269,7 @@ class Training:
         task: Task,
         config: Fit,
         seed: int,
+        teacher: Teacher | None,
         callbacks: Sequence[Any],
         on_epoch: OnEpoch | None,
         keep_from: int,
@@ -269,6 +283,7 @@ class Training:
         self.task = task
         self.config = config
         self.seed = seed
+        self.teacher = teacher
         self.callbacks = tf_keras.callbacks.CallbackList(list(callbacks), model=step.model)
         self.on_epoch = on_epoch
         self.keep_from = keep_from
@@ -284,6 +299,8 @@ class Training:
         """Whether weights, metrics and epochs agree, so that they can be written down."""
         self.saved_at = time.monotonic()
         self.saving_seconds = 0.0
+        self.telling = Telling()
+        self.last_loss: float | None = None
 
     def run(self) -> History:
         """Train to the end; return how it went."""
@@ -374,6 +391,7 @@ class Training:
                 if len(self.losses) >= _STEPS_BETWEEN_LOOKS:
                     self._look_at_losses()
                 self._save_if_due()
+                self._tell_if_due(index + 1)
 
     def _descend(self, epoch: int) -> None:
         """Make the one step of an epoch of full-batch descent."""
@@ -388,6 +406,7 @@ class Training:
                 at, share = epoch * len(parts) + index, samples / len(train)
                 loss = self.step.accumulate(x, y, samples=samples, at=at, share=share)
                 self.losses.append((epoch, loss))
+                self._tell_if_due(index + 1)
         self.step.descend(rate=self._rate(epoch), momentum=self._momentum(epoch))
         self.callbacks.on_train_batch_end(0)
         self._save_if_due()
@@ -417,10 +436,7 @@ class Training:
 
     def _metrics(self) -> dict[str, float]:
         """Return the metrics of the epoch whose steps are over; look at validation for them."""
-        metrics = self.step.metrics()
-        penalty = self.step.mean_penalty()
-        if penalty is not None:
-            metrics["penalty"] = penalty
+        metrics = {**self.step.metrics(), **self.step.means()}
         if len(self.task.validation):
             self.step.reset()
             parts = cut(np.arange(len(self.task.validation)), self.config.batch_size)
@@ -463,7 +479,17 @@ class Training:
         losses, self.losses = self.losses, []
         for at, loss in losses:
             where = f"step {at % self.steps_per_epoch + 1}"
-            self._require_finite("loss", float(loss), where, at=at)
+            self.last_loss = float(loss)
+            self._require_finite("loss", self.last_loss, where, at=at)
+
+    def _tell_if_due(self, batches: int) -> None:
+        self.telling.tell_if_due(
+            epoch=len(self.ends) + 1,
+            epochs=self.config.epochs,
+            batches=batches,
+            of=self.config.batches_per_epoch(len(self.task.train)),
+            loss=self.last_loss,
+        )
 
     def _require_finite(
         self, name: str, value: float, where: str, *, at: int | None = None
@@ -484,8 +510,10 @@ class Training:
             "samples": [len(self.task.train), len(self.task.validation)],
             "seed": self.seed,
             "keep_from": self.keep_from,
+            "teacher": self.teacher.how if self.teacher else None,
         }
-        return fingerprint(parts, [weight.numpy() for weight in self.model.weights])
+        weights = [*self.model.weights, *(self.teacher.model.weights if self.teacher else ())]
+        return fingerprint(parts, [weight.numpy() for weight in weights])
 
     def _resume(self) -> None:
         """Go on where the checkpoint stands, if there is one of this very training."""
@@ -560,7 +588,13 @@ def _computing_in(precision: str) -> Iterator[None]:
 
 def _augment(task: Task) -> Augment | None:
     """Return what the task does to its training batches."""
-    return partial(augment_batch, task.augment) if task.augment else None
+    if not task.augment:
+        return None
+    import tensorflow as tf
+
+    # It knows no match, and nothing here branches on a tensor.
+    as_it_is = tf.autograph.experimental.do_not_convert(augment_batch)
+    return partial(as_it_is, task.augment)
 
 
 def why_not_fitted(task: Task, config: Fit) -> str | None:

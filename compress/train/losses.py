@@ -203,7 +203,17 @@ def higher_is_better(name: str) -> bool:
     >>> higher_is_better("val_accuracy"), higher_is_better("val_loss")
     (True, False)
     """
-    falling = ("loss", "penalty", "error", "mae", "mse", "rmse", "deviation", "crossentropy")
+    falling = (
+        "loss",
+        "penalty",
+        "distance",
+        "error",
+        "mae",
+        "mse",
+        "rmse",
+        "deviation",
+        "crossentropy",
+    )
     word = name.removeprefix("val_").lower()
     return not any(word == ending or word.endswith(f"_{ending}") for ending in falling)
 

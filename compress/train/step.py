@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from compress.data.rows import Rows
 from compress.train.draws import Draws, drawing_from
 from compress.train.optimizers import (
     GradientDescent,
@@ -28,10 +30,11 @@ from compress.train.regularise import (
     penalty,
     soft_threshold,
 )
+from compress.train.teacher import Lesson
 from deploy.errors import UserError
 
-Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
-"""``(x, y, seed) -> (x, y)`` of one training batch, in TensorFlow."""
+Augment = Callable[[Any, Any, Any, Rows | None], tuple[Any, Any]]
+"""``(x, y, seed, rows) -> (x, y)`` of one training batch, in TensorFlow."""
 
 _CLIP = {"clip_value": "clipvalue", "clip_norm": "clipnorm", "clip_global_norm": "global_clipnorm"}
 
@@ -50,6 +53,7 @@ class Step:
         seed: of everything that is drawn.
         example: a batch, of which shapes and types count.
         augment: what is done to a training batch first.
+        lesson: makes what a teacher teaches the model; None trains without one.
         moves_momentum: whether the momentum is set at each step.
         xla: compile the graphs.
     """
@@ -65,6 +69,7 @@ class Step:
         seed: int,
         example: tuple[Any, Any],
         augment: Augment | None = None,
+        lesson: Callable[[], Lesson] | None = None,
         moves_momentum: bool = False,
         xla: bool = False,
     ) -> None:
@@ -89,13 +94,18 @@ class Step:
             outputs = model(example[0][:1], training=False)
             model.compiled_loss.build(outputs)
             model.compiled_metrics.build(outputs, example[1][:1])
-            self.optimizer.build(model.trainable_variables)
+            self._lesson = lesson() if lesson is not None else None
+            self._learned = list(model.trainable_variables)
+            if self._lesson is not None:
+                self._learned += self._lesson.variables
+            self.optimizer.build(self._learned)
             self._kernels = kernels(model)
             self._penalty = (
                 tf_keras.metrics.Mean("penalty")
                 if regularise.l1 or regularise.l2 or model.losses
                 else None
             )
+            self._distance: Any = tf_keras.metrics.Mean("distance") if self._lesson else None
             self._sums = (
                 [
                     tf.Variable(
@@ -104,7 +114,7 @@ class Step:
                         synchronization=tf.VariableSynchronization.ON_READ,
                         aggregation=tf.VariableAggregation.SUM,
                     )
-                    for w in model.trainable_variables
+                    for w in self._learned
                 ]
                 if isinstance(optimizer, GradientDescent)
                 else []
@@ -132,7 +142,9 @@ class Step:
     def update(
         self, x: Any, y: Any, *, samples: int, at: int, rate: float, momentum: float | None
     ) -> Any:
-        """Move the weights by one batch; return its loss, a scalar tensor, without the penalty.
+        """Move the weights by one batch; return its loss, a scalar tensor.
+
+        Without the penalty and without what a teacher adds.
 
         Args:
             x: inputs of this worker's part of the batch, ``(b, ...)``.
@@ -167,21 +179,28 @@ class Step:
         """Return the mean loss and the metrics over what they have seen."""
         return {metric.name: float(metric.result()) for metric in self.model.metrics}
 
-    def mean_penalty(self) -> float | None:
-        """Return the mean of the penalty over the steps; None if there is none."""
-        return float(self._penalty.result()) if self._penalty is not None else None
+    def means(self) -> dict[str, float]:
+        """Return the means over the steps of what there is beside the loss.
+
+        ``penalty`` is that of the regularisation, ``distance`` that to a teacher's answers.
+        """
+        return {mean.name: float(mean.result()) for mean in self._beside()}
+
+    def _beside(self) -> list[Any]:
+        return [mean for mean in (self._penalty, self._distance) if mean is not None]
 
     def reset(self) -> None:
         """Let the metrics forget what they have seen."""
         self.model.reset_metrics()
-        if self._penalty is not None:
-            self._penalty.reset_state()
+        for mean in self._beside():
+            mean.reset_state()
 
     def variables(self) -> dict[str, Any]:
         """Return everything that a training which goes on has to have again, by name."""
-        metrics = [*self.model.metrics, *([self._penalty] if self._penalty is not None else [])]
+        metrics = [*self.model.metrics, *self._beside()]
         groups = {
             "model": self.model.weights,
+            "lesson": self._lesson.variables if self._lesson else [],
             "optimizer": self.optimizer.variables,
             "metric": [variable for metric in metrics for variable in metric.variables],
         }
@@ -243,41 +262,43 @@ class Step:
         """Trace ``run`` for each accelerator of this worker; return what the first of them gives."""
         return self._strategy.experimental_local_results(self._strategy.run(run))[0]
 
-    def _part(self, x: Any, y: Any, samples: Any) -> tuple[Any, Any, Any]:
-        """Return what of a worker's part one accelerator takes, and its share of the whole batch."""
+    def _part(self, x: Any, y: Any, samples: Any) -> tuple[Any, Any, Rows | None]:
+        """Return what of a worker's part one accelerator takes, and which rows; None are all."""
         import tensorflow as tf
 
         count = self._strategy.num_replicas_in_sync
         if count == 1:
-            return x, y, 1.0
+            return x, y, None
         own = len(self._strategy.extended.worker_devices)
-        at = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+        context = tf.distribute.get_replica_context()
+        at = tf.cast(context.replica_id_in_sync_group, tf.int64)
         worker, begin, end = (n * samples // count for n in (at // own * own, at, at + 1))
         here = slice(begin - worker, end - worker)
-        share = tf.cast(end - begin, tf.float32) / tf.cast(samples, tf.float32)
-        return x[here], y[here], share
+        gather = partial(context.all_gather, axis=0)
+        return x[here], y[here], Rows(begin=begin, end=end, samples=samples, gather=gather)
 
-    def _gradients(self, x: Any, y: Any, part: Any, at: Any, share: Any) -> tuple[Any, list[Any]]:
+    def _gradients(
+        self, x: Any, y: Any, rows: Rows | None, at: Any, share: Any
+    ) -> tuple[Any, list[Any]]:
         """Return the loss of a batch and ``share`` of the gradients, and let the metrics see it.
 
-        ``part`` of the batch is what is given; the gradients are those of this part alone.
+        ``rows`` of the batch are what is given; the gradients are those of this part alone.
         """
         import tensorflow as tf
 
         model, regularise, draws = self.model, self._regularise, self._draws
         count = self._strategy.num_replicas_in_sync
+        part = 1.0 if rows is None else rows.share
         seed = tf.stack([tf.constant(self._seed, tf.int64), at])
-        if count > 1:
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            seed = tf.random.fold_in(seed, tf.cast(replica, tf.int64), alg="philox")
-        draws.begin(seed)
+        draws.begin(seed, rows)
         if self._augment is not None:
-            x, y = self._augment(x, y, seed)
+            x, y = self._augment(x, y, seed, rows)
 
         def drop(values: Any) -> Any:
             return draws.dropout(values, regularise.dropout)
 
         with (
+            self._taught(x) as taught,  # before the tape: nobody teaches the teacher
             tf.GradientTape() as tape,
             drawing_from(model, draws),
             dropping(model, regularise, drop),
@@ -288,16 +309,31 @@ class Step:
             own = sum(model.losses, tf.constant(0.0))  # what the network's own layers add
             # l1 has no gradient at 0: its step comes after the optimizer's.
             smooth = own + penalty(Regularise(l2=regularise.l2), self._kernels)
-            objective = (loss + smooth) * (share * part)
+            objective = (taught(loss, outputs) + smooth) * (share * part)
         model.compiled_metrics.update_state(y, outputs)
         if self._penalty is not None:
             self._penalty.update_state(
                 smooth + penalty(Regularise(l1=regularise.l1), self._kernels)
             )
-        gradients = tape.gradient(objective, model.trainable_variables)
+        gradients = tape.gradient(objective, self._learned)
         if count > 1:
             loss = tf.distribute.get_replica_context().all_reduce("SUM", loss * part)
         return loss, gradients
+
+    @contextlib.contextmanager
+    def _taught(self, x: Any) -> Iterator[Callable[[Any, Any], Any]]:
+        """Yield what makes, of a batch's loss and outputs, the loss that its teacher asks for."""
+        if self._lesson is None:
+            yield lambda loss, _: loss
+            return
+        with self._lesson.about(x) as mixed:
+
+            def taught(loss: Any, outputs: Any) -> Any:
+                objective, distance = mixed(loss, outputs)
+                self._distance.update_state(distance)
+                return objective
+
+            yield taught
 
     def _set(self, rate: Any, momentum: Any) -> None:
         """Set what moves from step to step."""
@@ -307,7 +343,7 @@ class Step:
 
     def _apply(self, gradients: list[Any]) -> None:
         """Take one step of the optimizer, along the sum of all accelerators' gradients."""
-        pairs = zip(gradients, self.model.trainable_variables, strict=True)
+        pairs = zip(gradients, self._learned, strict=True)
         self.optimizer.apply_gradients([(g, weight) for g, weight in pairs if g is not None])
 
     def _limit(self) -> None:

@@ -110,6 +110,18 @@ def test_the_record_of_a_pruned_model_says_why_a_layer_was_left_alone(pruned):
     assert by_name["dense2"]["note"] == "skipped: 'dense2'"
 
 
+def test_a_price_per_bit_prunes_by_what_the_weights_cost(data, keras, tmp_path):
+    out = tmp_path / "coded.keras"
+    brief = ("--data", data, "--epochs", 1, "--out", out)
+    done("prune", keras, "--price-per-bit", 0.1, "--skip", "dense2", *brief)
+    record = json.loads((tmp_path / "coded.keras.json").read_text())
+    assert (record["step"]["kind"], record["step"]["price_per_bit"]) == ("entropy_prune", 0.1)
+    by_name = {layer["name"]: layer for layer in record["layers"]}
+    assert by_name["dense2"]["note"] == "skipped: 'dense2'"
+    line = one_line("prune", keras, "--price-per-bit", 0.1, "--budget", "lamp", *brief)
+    assert "leave --final-sparsity and --budget out, or it" in line
+
+
 def test_the_quantized_file_answers_right_on_raw_samples(int8, test_npz):
     samples = EvalSet.load(test_npz)
     scores = open_model(int8).scores(samples.x)
@@ -235,6 +247,16 @@ def test_a_mixed_model_has_its_search_and_its_picture_beside_it(data, onnx, tmp_
     assert plot.exists()
     record = json.loads((tmp_path / "mixed.onnx.json").read_text())
     assert record["step"]["kind"] == "quantize_mixed"
+
+
+def test_corrections_and_bits_are_asked_for_on_the_command_line(onnx, data, tmp_path):
+    out = tmp_path / "int4.onnx"
+    corrections = ("--correct", "rounding", "--correct", "bias")
+    scales = ("--weight-bits", 4, "--per-tensor")
+    done("quantize", onnx, "--data", data, *scales, *corrections, "--out", out)
+    step = json.loads((tmp_path / "int4.onnx.json").read_text())["step"]
+    assert step["correct"] == ["rounding", "bias"]
+    assert (step["weight_bits"], step["per_channel"]) == (4, False)
 
 
 def test_the_record_of_an_automatic_calibration_says_what_was_chosen(data, onnx, tmp_path):

@@ -55,7 +55,29 @@ def test_variants_may_be_written_before_their_parents():
     assert [v.name for v in recipe.variants] == ["pruned", "pruned-int8"]
 
 
+def for_targets(targets: str, step: str = '{ kind = "quantize_static" }') -> str:
+    return HEAD + variant("int8", "baseline", step) + f"targets = {targets}\n"
+
+
+def test_a_variant_for_several_targets_becomes_one_for_each():
+    recipe = parse_recipe(for_targets('["x86-vnni", "x86-avx2", "arm64"]'))
+    assert {v.name: v.step.target for v in recipe.variants} == {
+        "int8-x86-vnni": "x86-vnni", "int8-x86-avx2": "x86-avx2", "int8-arm64": "arm64",
+    }  # fmt: skip
+    assert parse_recipe(to_toml(recipe)) == recipe
+
+
 MISTAKES = {
+    "targets of a step that has none": (
+        for_targets('["arm64"]', '{ kind = "float16" }'),
+        "variant 'int8': targets: step 'float16' is the same for every machine",
+    ),
+    "targets beside a target": (
+        for_targets('["arm64"]', '{ kind = "quantize_static", target = "x86-avx2" }'),
+        "variant 'int8': targets: the step names target 'x86-avx2' itself; leave one out",
+    ),
+    "a target twice": (for_targets('["arm64", "arm64"]'), "'int8-arm64': this name is taken"),
+    "no such target": (for_targets('["arm46"]'), "arm46.*did you mean arm64"),
     "not TOML": ("name = ", "not valid TOML"),
     "unknown key": (HEAD + "[tran]\nepochs = 1\n", r"unknown key 'tran'.*did you mean train\?"),
     "unknown key in a table": (

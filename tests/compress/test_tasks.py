@@ -51,8 +51,21 @@ class Silent:
     def search_advanced(self, what, done, total): ...
 
 
-def run(folder, *, source, data, network=MLP, epochs=20):
-    text = RECIPE.format(source=source, data=data, network=network, epochs=epochs)
+# What is made of Keras models, not of ONNX files.
+FROM_KERAS = """
+[[variant]]
+name = "aware"
+from = "baseline"
+step = { kind = "quantize_aware", fine_tune = { epochs = 2, batch_size = 16 } }
+[[variant]]
+name = "litert"
+from = "baseline"
+step = { kind = "litert", form = "int8" }
+"""
+
+
+def run(folder, *, source, data, network=MLP, epochs=20, more=""):
+    text = RECIPE.format(source=source, data=data, network=network, epochs=epochs) + more
     out = folder / "run"
     results = pipeline.run(
         parse_recipe(text),
@@ -84,16 +97,27 @@ def predicted(out, folder, samples):
     return answer.stdout
 
 
-def test_a_regression_answers_in_its_targets_units_on_the_device_too(tmp_path):
+def weights_and_heights(folder):
+    """Return the data of a regression whose targets are far apart in size."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (400, 3)).round(3)
     weight, height = 70 + 10 * x[:, 0] + x[:, 1], 1.7 + 0.1 * x[:, 2]
-    source = table(tmp_path / "t.csv", list("abcwh"), np.column_stack([x, weight, height]))
-    out, results = run(
-        tmp_path,
-        source=f"csv:{source}",
-        data='task = "regression"\nlabel_columns = ["w", "h"]\nmetric = "r2"\nunit = "kg"',
-    )
+    source = table(folder / "t.csv", list("abcwh"), np.column_stack([x, weight, height]))
+    data = 'task = "regression"\nlabel_columns = ["w", "h"]\nmetric = "r2"\nunit = "kg"'
+    return {"source": f"csv:{source}", "data": data}
+
+
+@pytest.mark.slow
+def test_a_regression_that_is_trained_for_int8_or_runs_in_litert_keeps_every_target(tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="the extra litert is not installed")
+    _, results = run(tmp_path, **weights_and_heights(tmp_path), more=FROM_KERAS)
+    for variant in results.variants:
+        assert variant.score > 0.9, variant.name
+        assert variant.per_label[1] < 0.04
+
+
+def test_a_regression_answers_in_its_targets_units_on_the_device_too(tmp_path):
+    out, results = run(tmp_path, **weights_and_heights(tmp_path))
     assert results.goal.metric == "r2"
     assert results.data.labels == ("w", "h")
     for variant in results.variants:

@@ -21,6 +21,7 @@ from deploy.cli import cli
 from deploy.errors import UserError
 from deploy.record import MachineBench, sha256_of
 from deploy.remote import Remote, bench_on
+from deploy.widths import read_widths
 from tests.deploy import tiny_onnx
 
 ROOT = Path(deploy.__file__).resolve().parents[1]
@@ -128,6 +129,22 @@ def test_a_bench_on_another_machine_comes_home_and_leaves_nothing_there(
     assert [known.path for known in seen.models] == [str(model)]
     assert {known.sha256 for known in seen.models} == {sha256_of(model)}
     assert len(seen.measurement.latencies) == 1
+    assert list(far.iterdir()) == []
+
+
+@needs_sshd
+def test_widths_are_measured_on_another_machine_and_come_home(there, far, tmp_path):
+    out = tmp_path / "pi4-widths.json"
+    words = ["widths", "--on", "there", "--ssh-config", str(there.ssh_config), "--out", str(out)]
+    words += ["--remote-command", there.command, "--processes", "5", "--conv", "none"]
+    words += ["--dense", "2,4", "--precision", "int8", "--threads", "2"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.stderr
+    table = read_widths(out)
+    assert [(t.operator, t.precision, t.width) for t in table.times] == [
+        ("dense", "int8", 2), ("dense", "int8", 4),
+    ]  # fmt: skip
+    assert table.session.threads == 2
     assert list(far.iterdir()) == []
 
 

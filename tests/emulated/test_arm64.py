@@ -63,14 +63,14 @@ def test_what_is_played_is_another_processor_and_an_older_onnx_runtime():
 def test_golden_outputs_hold_on_arm(step, tmp_path):
     model = network()
     if step is not None:
-        model = onnx_step(model, step, task_with(images()), seed=0)
+        model = onnx_step(model, step, task_with(images()), seed=0).model
     lship = bundled(model, images(seed=2), tmp_path)
     for pi in RASPBERRY_PI:
         selftested(lship, pi)
 
 
 def test_every_layer_quantized_for_arm_runs_as_an_int8_kernel_there(tmp_path):
-    model = onnx_step(network(), QuantizeStatic(target="arm64"), task_with(images()), seed=0)
+    model = onnx_step(network(), QuantizeStatic(target="arm64"), task_with(images()), seed=0).model
     bundled(model, images(seed=2), tmp_path)
     script = (
         "import sys, onnxruntime as ort; from deploy.record import SessionOptions; "
@@ -91,7 +91,7 @@ def test_a_trained_lenet_5_in_int8_gives_the_same_labels_there(tmp_path):
     keras = build(LeNet5(), input_shape=task.input_shape, classes=10, seed=0)
     fit(keras, task, Fit(epochs=1), seed=0)
     exported = export(keras, Export(), task.validation.x[:64])
-    int8 = onnx_step(exported, QuantizeStatic(target="arm64"), task, seed=0)
+    int8 = onnx_step(exported, QuantizeStatic(target="arm64"), task, seed=0).model
     about = ModelMetadata(preprocess=task.preprocess, labels=task.labels)
     lship = bundled(with_metadata(int8, about), task.test.raw[:400], tmp_path)
     found = selftested(lship)

@@ -182,3 +182,18 @@ def test_without_litert_nothing_is_converted(network, tiny_task, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'lightship\[litert\]'"):
         to_tflite(network, LiteRt(), tiny_task)
+
+
+def test_the_unit_of_targets_far_apart_in_size_stays_in_float(tiny_task):
+    """On one grid of 256 steps for both, the second target would have a single value."""
+    tf_keras.utils.set_random_seed(0)
+    image = L.Input((8, 8, 1), name="image")
+    x = L.Dense(2, name="standard")(L.Flatten(name="flatten")(image))
+    std, mean = [1000.0, 0.01], [5000.0, 1.7]
+    model = tf_keras.Model(image, L.Rescaling(std, offset=mean, name="unit")(x), name="net")
+    x = tiny_task.test.x
+    content = to_tflite(model, LiteRt(form="int8"), tiny_task)
+    apart = np.abs(open_model(content).run(x) - keras(model, x)).max(axis=0)
+    assert (apart / std < 0.2).all()
+    assert open_model(content).run(x[:1]).shape == (1, 2)
+    assert content == to_tflite(model, LiteRt(form="int8"), tiny_task)

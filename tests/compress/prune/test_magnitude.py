@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import sys
 
 import msgspec
 import numpy as np
@@ -12,15 +13,18 @@ from compress.prune.magnitude import (
     Block,
     MagnitudePrune,
     NOfM,
+    Rounds,
     _calls,
     _tfmot_schedule,
     magnitude_prune,
     mask_updates,
     sparsity_by_layer,
     why_not_pruned,
+    with_budget,
 )
-from compress.train.fit import EarlyStopping, Fit
+from compress.train.fit import EarlyStopping, Fit, TrainingFiles
 from compress.train.optimizers import Adam
+from compress.train.schedules import Cosine
 from deploy.errors import UserError
 
 layers = tf_keras.layers
@@ -391,3 +395,147 @@ def test_mask_updates_stay_between_begin_and_end_and_include_the_last(
 def test_step_settings_survive_the_way_through_json():
     asked = step(0.5, pattern=Block(height=1, width=8), per_layer={"conv1": 0.1}, skip=("bn*",))
     assert msgspec.json.decode(msgspec.json.encode(asked), type=MagnitudePrune) == asked
+
+
+def zeros_in_all(model, *names):
+    masks = [zeros(model, name) for name in names]
+    return sum(mask.sum() for mask in masks), sum(mask.size for mask in masks)
+
+
+@pytest.mark.parametrize("budget", ["global", "lamp", "sensitivity"])
+def test_a_budget_is_met_by_all_layers_together_to_the_weight(tiny_task, budget):
+    asked = step(0.9, budget=budget, fine_tune=Fit(epochs=1, batch_size=96))
+    pruned = prune(network(), asked, tiny_task, seed=0)
+    found, weights = zeros_in_all(pruned, "conv1", "conv2", "dense1", "dense2")
+    assert found == round(0.9 * weights)
+    assert len({round(share, 2) for share in sparsity_by_layer(pruned).values()}) > 1
+
+
+def test_layers_with_targets_of_their_own_are_not_part_of_a_budget(tiny_task):
+    asked = step(0.8, budget="lamp", per_layer={"dense1": 0.5}, skip=("conv1",))
+    decided = with_budget(network(), asked, tiny_task)
+    assert decided.per_layer["dense1"] == 0.5
+    assert set(decided.per_layer) == {"dense1", "conv2", "dense2"}
+    sizes = {"conv2": 288, "dense2": 48}
+    asked_zeros = sum(decided.per_layer[name] * size for name, size in sizes.items())
+    assert asked_zeros == pytest.approx(round(0.8 * 336))
+
+
+ROUNDS = Fit(epochs=6, batch_size=32, schedule=Cosine())
+
+
+@pytest.mark.parametrize(
+    "rounds", [Rounds(count=3), Rounds(count=2, rewind="weights", to_epoch=1)], ids=str
+)
+def test_rounds_end_at_the_sparsity_asked_for(tiny_task, rounds):
+    asked = step(0.9, rounds=rounds, fine_tune=ROUNDS, per_layer={"conv1": 0.5})
+    pruned = prune(network(), asked, tiny_task, seed=0)
+    for name, target in {"conv1": 0.5, "conv2": 0.9, "dense1": 0.9}.items():
+        mask = zeros(pruned, name)
+        assert mask.sum() == round(target * mask.size)
+
+
+def watched(monkeypatch):
+    """Return a list that fills with the model's weights as each training step begins and as it ends."""
+    seen = []
+    magnitude = sys.modules["compress.prune.magnitude"]
+    original = magnitude.fit
+
+    def spying(model, *arguments, callbacks, **named):
+        def note(_batch, logs):
+            stripped = [w.numpy() for w in model.weights if "rewound" not in w.name]
+            optimizer = [variable.numpy() for variable in model.optimizer.variables[2:]]
+            seen.append((stripped, optimizer))
+
+        spy = tf_keras.callbacks.LambdaCallback(on_batch_begin=note, on_batch_end=note)
+        return original(model, *arguments, callbacks=[*callbacks, spy], **named)
+
+    monkeypatch.setattr(magnitude, "fit", spying)
+    return seen
+
+
+def test_rewinding_brings_back_the_weights_of_that_epoch_bit_for_bit(tiny_task, monkeypatch):
+    seen = watched(monkeypatch)
+    rounds = Rounds(count=2, rewind="weights", to_epoch=1)
+    prune(dense_network(), step(0.75, rounds=rounds, fine_tune=ROUNDS), tiny_task, seed=0)
+    steps = 6  # of an epoch; each of three parts has two
+    then, _ = seen[2 * steps]  # as the second epoch begins
+    for part in (1, 2):
+        now, optimizer = seen[2 * 2 * steps * part]
+        rewound = [a for a in now if a.dtype == np.float32 and a.size > 1]
+        before = [a for a in then if a.dtype == np.float32 and a.size > 1]
+        share = 1 - 0.25 ** (part / 2)
+        for old, new in zip(before, rewound, strict=True):
+            stays = new != 0
+            if set(np.unique(new)) <= {0, 1}:  # the masks
+                continue
+            assert np.array_equal(old[stays], new[stays])
+            if old.ndim > 1:
+                assert np.sum(~stays) == round(share * old.size)
+        assert all(not state.any() for state in optimizer)
+
+
+def test_learning_rate_rewinding_keeps_the_weights_and_begins_the_rate_anew(tiny_task):
+    ends = []
+    asked = step(0.75, rounds=Rounds(count=3), fine_tune=ROUNDS)
+    magnitude_prune(dense_network(), asked, tiny_task, seed=0, on_epoch=ends.append)
+    rates = [end.learning_rate for end in ends]
+    assert rates == pytest.approx(3 * rates[:2])
+    assert rates[0] > 2 * rates[1]
+
+
+def test_the_weights_that_a_round_takes_stay_zero_and_those_it_leaves_go_on(tiny_task, monkeypatch):
+    seen = watched(monkeypatch)
+    asked = step(0.75, rounds=Rounds(count=3), fine_tune=ROUNDS)
+    pruned = prune(dense_network(), asked, tiny_task, seed=0)
+    before, after = seen[2 * 2 * 6 - 1][0][0], seen[2 * 2 * 6][0][0]  # the first kernel
+    assert np.array_equal(before[after != 0], after[after != 0])
+    assert zeros(pruned, "dense1")[after == 0].all()
+
+
+@pytest.mark.parametrize(
+    "rounds", [Rounds(count=3), Rounds(count=2, rewind="weights", to_epoch=1)], ids=str
+)
+def test_rounds_that_were_killed_go_on_to_the_same_bits(tiny_task, tmp_path, rounds):
+    asked = step(0.75, rounds=rounds, fine_tune=ROUNDS)
+    files = TrainingFiles(checkpoint=tmp_path / "standing.npz", every_seconds=0)
+
+    def stop(end):
+        if end.epoch == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prune(dense_network(), asked, tiny_task, seed=0, files=files, on_epoch=stop)
+    seen = []
+    resumed = prune(dense_network(), asked, tiny_task, seed=0, files=files, on_epoch=seen.append)
+    assert [end.epoch for end in seen] == [4, 5, 6]  # 5 begins the last round
+    assert same_weights(resumed, prune(dense_network(), asked, tiny_task, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"rounds": {"count": 3}}, r"fine_tune.epochs must be a multiple of 3, .*, got 2"),
+        (
+            {"rounds": {"count": 1, "rewind": "weights", "to_epoch": 1}},
+            r"rounds\.to_epoch must be below the 1 epochs of a part, got 1",
+        ),
+        ({"rounds": {"count": 2}, "begin": 0.1}, "rounds say when weights go: leave schedule"),
+        (
+            {"rounds": {"count": 2}, "pattern": {"kind": "block", "height": 1, "width": 2}},
+            "rounds take single weights: leave pattern out",
+        ),
+        (
+            {
+                "rounds": {"count": 2},
+                "fine_tune": {"epochs": 2, "schedule": {"kind": "exponential"}},
+            },
+            "rounds begin the learning rate anew: .* got Exponential",
+        ),
+        ({"budget": "lamp", "initial_sparsity": 0.1}, "budget 'lamp' counts single weights"),
+        ({"budget": "erk"}, r"erk.*\$\.budget"),
+    ],
+)
+def test_a_mistake_in_rounds_or_budget_is_named(fields, complaint):
+    with pytest.raises(msgspec.ValidationError, match=complaint):
+        decode(**fields)

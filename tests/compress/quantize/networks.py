@@ -55,6 +55,60 @@ def network(*, seed=0):
     return model
 
 
+def depthwise_chain(*, spread=1.0, seed=0):
+    """Return image → stem → depthwise → pointwise → average → dense → softmax, a ReLU behind each.
+
+    ``spread``: by what the channels between stem, depthwise and pointwise differ in range; the
+    network computes the same whatever it is.
+    """
+    rng = np.random.default_rng(seed)
+    factors = np.geomspace(1, spread, 8).astype(np.float32)[rng.permutation(8)]
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32) / 3
+
+    stem, stem_bias = normal(8, 2, 3, 3), normal(8)
+    depthwise, depthwise_bias = normal(8, 1, 3, 3), normal(8)
+    pointwise = normal(12, 8, 1, 1)
+    constants = {
+        "stem/kernel": stem * factors[:, None, None, None], "stem/bias": stem_bias * factors,
+        "depthwise/kernel": depthwise,
+        "depthwise/bias": depthwise_bias * factors,
+        "pointwise/kernel": pointwise / factors[None, :, None, None], "pointwise/bias": normal(12),
+        "dense/kernel": normal(12, 3), "dense/bias": normal(3),
+        "flatten/shape": np.int64([-1, 12]),
+    }  # fmt: skip
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        ("Transpose", "to_nchw", ["image"], {"perm": [0, 3, 1, 2]}),
+        ("Conv", "stem", ["to_nchw:0", "stem/kernel", "stem/bias"], same | {"strides": [2, 2]}),
+        ("Relu", "stem/relu", ["stem:0"], {}),
+        ("Conv", "depthwise", ["stem/relu:0", "depthwise/kernel", "depthwise/bias"], same | {"group": 8}),
+        ("Relu", "depthwise/relu", ["depthwise:0"], {}),
+        ("Conv", "pointwise", ["depthwise/relu:0", "pointwise/kernel", "pointwise/bias"], {}),
+        ("Relu", "pointwise/relu", ["pointwise:0"], {}),
+        ("GlobalAveragePool", "average", ["pointwise/relu:0"], {}),
+        ("Reshape", "flatten", ["average:0", "flatten/shape"], {}),
+        ("Gemm", "dense", ["flatten:0", "dense/kernel", "dense/bias"], {}),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        [
+            *(
+                helper.make_node(kind, inputs, [f"{name}:0"], name=name, **attributes)
+                for kind, name, inputs, attributes in nodes
+            ),
+            helper.make_node("Softmax", ["dense:0"], ["scores"], name="dense/softmax", axis=1),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ("batch", *SHAPE))],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ("batch", 3))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def images(n=40, *, seed=1):
     return np.random.default_rng(seed).random((n, *SHAPE), dtype=np.float32)
 

@@ -8,6 +8,7 @@ from deploy.kernels import int8_layers, optimized
 from deploy.record import SessionOptions
 from deploy.session import open_model
 from tests.compress.quantize.networks import images, network, task_with
+from tests.compress.traps.graphs import requantizing
 
 VNNI = "x86-vnni"
 LAYERS = {"stem", "conv", "dense"}
@@ -67,6 +68,7 @@ def test_the_guard_is_computed_inside_the_convolution_and_stands_only_where_it_i
     assert not [n for n in unguarded.graph.node if n.op_type == "LeakyRelu"]
 
 
+@requantizing
 def test_an_excluded_layer_that_became_int8_all_the_same_is_refused_by_name(monkeypatch):
     """Without the guard in the graph, ONNX Runtime undoes a structural exclusion."""
     monkeypatch.setattr(post_training, "_guard", lambda graph, names: None)

@@ -1,6 +1,7 @@
 """Several processes train as one would: they meet, share each batch, and survive the loss of one."""
 
 import csv
+import json
 import os
 import signal
 import socket
@@ -21,13 +22,18 @@ from deploy.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 COMMON = ["--data", "mnist-sample", "--network", "lenet_300_100", "--batch-size", "64"]
-TRAIN = [*COMMON, "--train-samples", "601", "--epochs", "3"]
-PATIENCE_SECONDS = 120
+CHANGES = '[{"kind": "shift"}, {"kind": "mixup"}]'
+DRAWS = ["--augment", CHANGES, "--set", "regularise.dropout=0.2"]
+TRAIN = [*COMMON, *DRAWS, "--train-samples", "601", "--epochs", "3"]
+PATIENCE_SECONDS = 400
+"""For one training, on a machine that is busy with others."""
 
 
-def start(*words, out):
+def start(*words, out, tf_config=None):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TF_CONFIG", None)
+    if tf_config is not None:
+        environment["TF_CONFIG"] = json.dumps(tf_config)
     run = "from compress.cli import main; main()"
     command = [sys.executable, "-c", run, "train", *map(str, words), "--out", str(out)]
     return subprocess.Popen(
@@ -57,13 +63,17 @@ def addresses(count):
     return tuple(f"127.0.0.1:{port}" for port in _free_ports(count))
 
 
+def same_result(got, expected):
+    np.testing.assert_allclose(curves(got), curves(expected), rtol=1e-5)
+    for one, other in zip(weights(got), weights(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path):
     one, two = tmp_path / "one.keras", tmp_path / "two.keras"
     finished(start(*TRAIN, out=one))
     finished(start(*TRAIN, "--local-workers", 2, out=two))
-    np.testing.assert_allclose(curves(two), curves(one), rtol=1e-5)
-    for got, expected in zip(weights(two), weights(one), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+    same_result(two, one)
     assert '"workers": 2' in two.with_name("two.keras.json").read_text()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("two")) == [
         "two.epochs.csv",
@@ -73,26 +83,41 @@ def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_killed_and_started_again_ends_with_the_result_of_one_that_was_not(tmp_path):
-    words = [*COMMON, "--train-samples", 601, "--epochs", 120]
+def test_tf_config_alone_brings_two_workers_together(tmp_path):
+    one, two = tmp_path / "one.keras", tmp_path / "two.keras"
+    finished(start(*TRAIN, out=one))
+    cluster = {"worker": addresses(2)}
+    started = [
+        start(*TRAIN, out=two, tf_config={"cluster": cluster, "task": task})
+        for task in ({"type": "worker", "index": 0}, {"type": "worker", "index": 1})
+    ]
+    for process in started:
+        finished(process)
+    same_result(two, one)
+    assert '"workers": 2' in two.with_name("two.keras.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_worker_killed_and_started_again_ends_with_the_result_of_one_that_was_not(
+    tmp_path, killed
+):
+    words = [*COMMON, *DRAWS, "--train-samples", 601, "--epochs", 120]
     whole, cut = tmp_path / "whole.keras", tmp_path / "cut.keras"
     finished(start(*words, "--local-workers", 2, out=whole))
     together = [*words, "--workers", ",".join(addresses(2)), "--index"]
-    first = start(*together, 0, out=cut)
-    second = start(*together, 1, out=cut)
+    workers = [start(*together, index, out=cut) for index in (0, 1)]
     checkpoint = cut.with_name("cut.keras.unfinished")
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    assert first.poll() is None
-    again = start(*together, 1, out=cut)
-    finished(first)
-    finished(again)
-    np.testing.assert_allclose(curves(cut), curves(whole), rtol=1e-5)
-    for got, expected in zip(weights(cut), weights(whole), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+    workers[killed].send_signal(signal.SIGKILL)
+    workers[killed].communicate()
+    assert workers[1 - killed].poll() is None
+    workers[killed] = start(*together, killed, out=cut)
+    for worker in workers:
+        finished(worker)
+    same_result(cut, whole)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -197,3 +222,37 @@ def test_the_chief_of_tf_config_is_the_first_worker():
 def test_a_tf_config_of_another_form_is_refused(text):
     with pytest.raises(UserError, match="TF_CONFIG"):
         read_tf_config(text)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """What trainings came to on one processor and on two, as ``two_accelerators`` names them."""
+    out = tmp_path_factory.mktemp("shared") / "trained.npz"
+    subprocess.run(
+        [sys.executable, "-m", "tests.compress.train.two_accelerators", str(out)],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    with np.load(out) as found:
+        return dict(found)
+
+
+@pytest.mark.parametrize(
+    "training", ["noise and dropout", "full batch and dropout", "augmentation", "mixup"]
+)
+def test_what_is_drawn_does_not_depend_on_how_many_share_a_batch(shared, training):
+    for what in ("curves", "weights"):
+        one, two = (shared[f"{training}, {what}, {count}"] for count in (1, 2))
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_normalisation_over_two_stays_near_that_of_one(shared):
+    # One divides the variance that it remembers by n - 1, several by n; n is 756 here.
+    curves, weights = (
+        [shared[f"batch normalisation, {what}, {count}"] for count in (1, 2)]
+        for what in ("curves", "weights")
+    )
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+    np.testing.assert_allclose(weights[1], weights[0], atol=1e-3)

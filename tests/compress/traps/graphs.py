@@ -3,7 +3,13 @@
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+RELEASE = tuple(int(part) for part in ort.__version__.split(".")[:2])
+requantizing = pytest.mark.skipif(
+    RELEASE < (1, 23), reason="WeightBiasQuantization came with ONNX Runtime 1.23"
+)
 
 
 class Graph:

@@ -18,7 +18,7 @@ from deploy.kernels import int8_layers, obstacle, optimized
 from deploy.record import SessionOptions
 from deploy.session import open_model
 from tests.compress.quantize.networks import images, network
-from tests.compress.traps.graphs import Graph, as_written
+from tests.compress.traps.graphs import RELEASE, Graph, as_written, requantizing
 
 SHIPPED = SessionOptions()
 AS_OTHERS_OPEN_IT = SessionOptions(disabled_optimizers=())
@@ -129,13 +129,19 @@ TRAPS = {
 }  # fmt: skip
 
 
+def trap_of(name):
+    if name == "MaxPool of opset 22" and RELEASE < (1, 21):
+        pytest.skip("this release of ONNX Runtime opens models up to opset 21")
+    return TRAPS[name]
+
+
 def samples():
     return np.random.default_rng(1).uniform(-1, 1, (1, 4, 6, 6)).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_onnx_runtime_runs_the_kernels_that_the_trap_asks_for(name):
-    trap = TRAPS[name]
+    trap = trap_of(name)
     kinds = {node.op_type for node in optimized(trap.model, target="x86-vnni").graph.node}
     assert set(int8_layers(trap.model, target="x86-vnni")) == trap.int8
     assert trap.holds <= kinds
@@ -144,13 +150,14 @@ def test_onnx_runtime_runs_the_kernels_that_the_trap_asks_for(name):
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_the_result_is_that_of_the_graph_as_it_is_written(name):
-    trap, x = TRAPS[name], samples()
+    trap, x = trap_of(name), samples()
     got = open_model(trap.model.SerializeToString(), SHIPPED).run(x)
     expected = as_written(trap.model, x)
     assert np.isfinite(expected).all()
     np.testing.assert_allclose(got, expected, rtol=0, atol=trap.steps * trap.step * 1.001)
 
 
+@requantizing
 def test_without_the_session_option_onnx_runtime_quantizes_what_was_excluded():
     """If this fails, ONNX Runtime has mended it: the option and the guard may go."""
     model = excluded()

@@ -1,0 +1,85 @@
+"""What every command that makes one model does around its step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compress.cli.asked import (
+    builtins_of,
+)
+from deploy.cli.command import print_json
+
+# Everything but click is imported inside the commands: --help answers at once.
+if TYPE_CHECKING:
+    from compress.data.task import Task
+    from compress.progress import ConsoleWatcher
+    from compress.train.fit import TrainingFiles
+    from deploy.record import Artifact
+    from deploy.session import ModelMetadata
+
+
+@contextlib.contextmanager
+def resumable(
+    out: Path, step: Any, options: dict[str, Any], *, keep: bool = True
+) -> Iterator[TrainingFiles]:
+    """Yield where a training keeps what it needs to go on, beside its result; tidy up at the end.
+
+    Nothing is written or removed if not ``keep``: another worker does.
+    """
+    from compress.pipeline import training_key
+    from compress.train.fit import TrainingFiles
+
+    checkpoint, key = out.with_name(f"{out.name}.unfinished"), training_key(builtins_of(step))
+    if not keep:
+        yield TrainingFiles(checkpoint=checkpoint, key=key)
+        return
+    if options["restart"]:
+        checkpoint.unlink(missing_ok=True)
+    if checkpoint.exists():
+        click.echo(f"{checkpoint}: going on where it was, if the command is the same", err=True)
+    try:
+        yield TrainingFiles(
+            checkpoint=checkpoint,
+            key=key,
+            csv=out.with_suffix(".epochs.csv"),
+            tensorboard=options["tensorboard"],
+        )
+    except KeyboardInterrupt:
+        how = "goes on where it was" if checkpoint.exists() else "begins anew"
+        click.echo(f"stopped; the same command {how}", err=True)
+        click.get_current_context().exit(130)
+    checkpoint.unlink(missing_ok=True)
+
+
+def description(task: Task, step: Any, *, parent: Path | None = None) -> ModelMetadata:
+    """Return what a model made by one step says of itself."""
+    from compress.artifacts import describe
+    from deploy.record import sha256_of
+
+    return describe(task, step=builtins_of(step), parent=sha256_of(parent) if parent else None)
+
+
+def watching(out: Path, *, epochs: int) -> ConsoleWatcher:
+    """Return a watcher of one model being made."""
+    from compress.progress import ConsoleWatcher
+
+    watcher = ConsoleWatcher(variants=1)
+    watcher.begins(out.stem, epochs=epochs)
+    return watcher
+
+
+def say_done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
+    """Say what was written: one line, or the whole record."""
+    if as_json:
+        print_json(artifact)
+        return
+    zeros = 1 - artifact.nonzero_parameters / max(1, artifact.parameters)
+    click.echo(
+        f"{out}  {artifact.size_bytes:,} bytes, {artifact.gzip_bytes:,} gzipped, "
+        f"{artifact.parameters:,} weights, {zeros:.1%} zeros"
+    )

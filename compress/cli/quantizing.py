@@ -1,0 +1,268 @@
+"""``lightship quantize`` and ``lightship sensitivity``: fewer bits."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compress.cli.asked import (
+    builtins_of,
+    checked,
+    task_asked,
+)
+from compress.cli.one_step import description, say_done, watching
+from compress.cli.options import (
+    calibration_option,
+    data_options,
+    out_option,
+)
+from deploy.cli.command import print_json
+from deploy.cli.options import (
+    FILE,
+    json_option,
+    require_harmless_models,
+    trust_model_option,
+)
+from deploy.errors import UserError
+
+# Everything but click is imported inside the commands: --help answers at once.
+if TYPE_CHECKING:
+    from compress.quantize.sensitivity import LayerSensitivity
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@data_options
+@click.option(
+    "--kind",
+    type=click.Choice(["static", "mixed", "dynamic", "float16", "weight-only"]),
+    default="static",
+    show_default=True,
+    help="What becomes smaller: weights and activations, both where a timing shows that it pays, "
+    "or the weights alone.",
+)
+@calibration_option
+@click.option(
+    "--percentile",
+    type=float,
+    help="For static and mixed with --calibration percentile: of the values, what stays in range.",
+)
+@click.option(
+    "--per-channel/--per-tensor",
+    "per_channel",
+    default=None,
+    help="For static and dynamic: one scale for each output of a layer, or one for all.  "
+    "[default: per-channel]",
+)
+@click.option(
+    "--weight-bits",
+    type=click.IntRange(2, 8),
+    help="For static and weight-only: bits' worth of values that a weight takes.  [default: 8]",
+)
+@click.option(
+    "--correct",
+    multiple=True,
+    type=click.Choice(["equalise", "rounding", "bias"]),
+    help="For static and weight-only: win back on calibration samples what rounding loses.",
+)
+@click.option(
+    "--convolutions", is_flag=True, help="For dynamic: convolutions too, which is mostly slower."
+)
+@click.option(
+    "--max-drop-points",
+    type=float,
+    help="For mixed: largest loss of validation accuracy.  [default: 0.3]",
+)
+@click.option(
+    "--float-storage",
+    type=click.Choice(["float32", "float16", "int8"]),
+    help="For mixed: what layers in float keep their weights as.  [default: float32]",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="For mixed: those of the device.  [default: 1]"
+)
+@click.option("--plot", type=FILE, help="For mixed: draw what was tried, as .svg, .png or .pdf.")
+@click.option(
+    "--target",
+    type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
+    help="For static: the device.  [default: this machine]",
+)
+@click.option("--exclude", multiple=True, metavar="LAYER", help="For static: leave it in float.")
+@click.option(
+    "--exclude-type", multiple=True, metavar="TYPE", help="For static: Conv, DepthwiseConv, Add …"
+)
+@click.option(
+    "--exclusion",
+    type=click.Choice(["session-option", "structural"]),
+    help="For static and mixed: what keeps float layers in float, whoever opens the file.",
+)
+@trust_model_option
+@out_option("quantized.onnx")
+@json_option
+def quantize(
+    model: Path,
+    kind: str,
+    calibration: str | None,
+    percentile: float | None,
+    per_channel: bool | None,
+    weight_bits: int | None,
+    correct: tuple[str, ...],
+    convolutions: bool,
+    max_drop_points: float | None,
+    float_storage: str | None,
+    threads: int | None,
+    plot: Path | None,
+    target: str | None,
+    exclude: tuple[str, ...],
+    exclude_type: tuple[str, ...],
+    exclusion: str | None,
+    trust_model: bool,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Store an ONNX MODEL in fewer bits, and compute in them where that pays.
+
+    With --kind mixed, layers become int8 or stay float by what is measured here: minutes in which
+    nothing else should run. How it was found is written to OUT.search.json.
+
+    \b
+    lightship quantize pruned.onnx --data mnist-sample --out pruned-int8.onnx
+    lightship quantize pruned.onnx --data mnist-sample --kind mixed --out pruned-mixed.onnx
+    lightship quantize pruned.onnx --data mnist-sample --weight-bits 4 --correct rounding --out int4.onnx
+    """
+    from compress.artifacts import replace_file, require_place, save_onnx
+    from compress.export.metadata import load_onnx
+    from compress.quantize.lint import lint_calibration
+    from compress.quantize.plots import check_plot, plot_search
+    from compress.steps import OnnxStep, onnx_step, reasons_left_alone
+    from deploy.record import SessionOptions
+
+    require_place(out, suffix=".onnx", other_than=model)
+    require_harmless_models(trust_model, SessionOptions(), model)
+    asked = {
+        "calibration": calibration,
+        "percentile": percentile,
+        "per_channel": per_channel,
+        "weight_bits": weight_bits,
+        "correct": correct or None,
+        "convolutions": convolutions or None,
+        "max_drop_points": max_drop_points,
+        "float_storage": float_storage,
+        "threads": threads,
+        "target": target,
+        "exclude": exclude or None,
+        "exclude_types": exclude_type or None,
+        "exclusion": exclusion and exclusion.replace("-", "_"),
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    name = kind if kind == "float16" else f"quantize_{kind.replace('-', '_')}"
+    step = checked({"kind": name, **given}, OnnxStep)
+    if plot is not None:
+        if kind != "mixed":
+            raise UserError(f"--plot: there is a search to draw with --kind mixed, got {kind}")
+        check_plot(plot)
+    task, seed = task_asked(options, like=model), options["seed"]
+    original = load_onnx(model)
+    for finding in lint_calibration(original, task) if kind in {"static", "mixed"} else ():
+        click.echo(f"warning: {finding}", err=True)
+    with watching(out, epochs=0) if kind == "mixed" else nullcontext() as watcher:
+        hears = watcher.search_advanced if watcher else None
+        made = onnx_step(original, step, task, seed=seed, on_search=hears)
+    if calibration == "auto":
+        click.echo(f"calibration: {builtins_of(made.step)['calibration']}", err=True)
+    about = description(task, made.step, parent=model)
+    notes = reasons_left_alone(original, made.step, made.model)
+    artifact = save_onnx(made.model, out, about, seed=seed, notes=notes)
+    if made.search is not None:
+        import msgspec
+
+        search = msgspec.json.format(msgspec.json.encode(made.search))
+        place = out.with_name(f"{out.name}.search.json")
+        replace_file(place, lambda aside: aside.write_bytes(search))
+        chosen = made.search.chosen
+        click.echo(
+            f"{len(chosen.floats)} of {len(made.search.layers)} layers stay in float"
+            f"{': ' if chosen.floats else ''}{', '.join(chosen.floats)}; {chosen.speedup:.2f}× "
+            f"[{chosen.low:.2f}, {chosen.high:.2f}] the speed of float for {chosen.drop_points:+.2f} "
+            f"points of validation accuracy lost; {place} says what was tried",
+            err=True,
+        )
+        if plot is not None:
+            replace_file(plot, partial(plot_search, made.search))
+    say_done(out, artifact, as_json=as_json)
+
+
+@click.command("sensitivity")
+@click.argument("model", type=FILE)
+@data_options
+@calibration_option
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Validation samples to look at.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--plot", type=FILE, help="Draw it, as .svg, .png or .pdf.")
+@json_option
+def sensitivity_command(
+    model: Path,
+    calibration: str | None,
+    samples: int,
+    threads: int,
+    plot: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Rank the layers of a float ONNX MODEL by what each costs, and saves, in int8.
+
+    KL is how far the outputs move when one layer alone is int8, on validation samples; the time is
+    that of the layer's kernel, float less int8; the last column is the price of a microsecond.
+
+    \b
+    lightship sensitivity lenet.onnx --data mnist-sample --plot layers.svg
+    """
+    from compress.artifacts import replace_file
+    from compress.export.metadata import load_onnx
+    from compress.quantize.plots import check_plot, plot_sensitivity
+    from compress.quantize.post_training import QuantizeStatic
+    from compress.quantize.sensitivity import sensitivity
+    from deploy.record import SessionOptions
+
+    if plot is not None:
+        check_plot(plot)
+    step = checked({"calibration": calibration} if calibration else {}, QuantizeStatic)
+    task = task_asked(options, like=model)
+    with watching(model, epochs=0) as watcher:
+        layers = sensitivity(
+            load_onnx(model),
+            step,
+            task,
+            samples=samples,
+            options=SessionOptions(threads=threads),
+            on_progress=partial(watcher.search_advanced, "looking at each layer"),
+        )
+    if plot is not None:
+        replace_file(plot, partial(plot_sensitivity, layers))
+    if as_json:
+        print_json({"model": str(model), "layers": [_layer_facts(layer) for layer in layers]})
+        return
+    width = max(5, *(len(layer.name) for layer in layers))
+    click.echo(f"{'layer':{width}}    KL, nats  Δ points  saved, µs  nats per µs")
+    for layer in layers:
+        saved = "" if layer.saved_us is None else f"{layer.saved_us:+.1f}"
+        price = "" if layer.nats_per_us is None else f"{layer.nats_per_us:.1e}"
+        click.echo(
+            f"{layer.name:{width}}  {layer.kl_divergence:10.2e}  {layer.delta_points:+8.2f}  "
+            f"{saved:>9}  {price:>11}"
+        )
+
+
+def _layer_facts(layer: LayerSensitivity) -> dict[str, Any]:
+    return {**builtins_of(layer), "nats_per_us": layer.nats_per_us}

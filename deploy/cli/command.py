@@ -1,0 +1,97 @@
+"""How every command behaves: mistakes end in one line, JSON goes to stdout, a signal ends the work."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from deploy.errors import UserError
+
+# Everything but click is imported inside the commands: --help answers at once.
+
+
+class _OneLine(click.ClickException):
+    """A user's mistake, printed as one line."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {' '.join(self.message.split())}", err=True)
+
+
+def _in_one_line(error: click.UsageError) -> _OneLine:
+    """Return click's own complaint, which it would print in several lines."""
+    command = error.ctx.command_path if error.ctx else "lightship"
+    return _OneLine(f"{error.format_message().rstrip('.')}; see {command} --help")
+
+
+class Commands(click.Group):
+    """A group whose commands end a user's mistake in one line and exit code 2."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the words before the command; without any, click prints the help."""
+        if not args:
+            return super().make_context(info_name, args, parent, **extra)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; where there is none, name the one that was meant."""
+        close = difflib.get_close_matches(args[0], self.commands, n=1)
+        if close and args[0] not in self.commands:
+            ctx.fail(f"no command {args[0]!r}, did you mean {close[0]}?")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; let a bug keep its traceback."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise _OneLine(str(error)) from error
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+        except KeyboardInterrupt:
+            click.echo("stopped; what was finished is kept", err=True)
+            ctx.exit(130)  # 128 + SIGINT, as a shell says it
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which they were added: that of the work."""
+        return list(self.commands)
+
+
+def print_json(value: object) -> None:
+    """Print a record as one JSON document on stdout."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that no process or file is left behind."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say how a signal ends it
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,449 @@
+"""The ways in which weights can be written down, and the choice of the shortest.
+
+A coding is tried by what it would cost in bits; the shortest is kept. Codings nest: a sparse tensor is
+the gaps between its nonzeros and what those are, which is a tensor again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.packing.lanes import Decoder, Encoder
+from deploy.packing.payloads import Kind
+from deploy.packing.tables import (
+    MOST_SYMBOLS,
+    Table,
+    from_weights,
+    geometric,
+    levels_of,
+    most_levels,
+    uniform,
+    weight_of,
+)
+
+Values = npt.NDArray[Any]
+"""Elements as unsigned whole numbers of 1, 2, 4 or 8 bytes, little-endian, one axis."""
+
+_DEEPEST = 4
+_GAPS = (63, 255, 1023)
+"""The most zeros that one symbol of a gap stands for."""
+_FINENESSES = (0, 1, 2)
+_DELTA_STEPS = (6, 14, 22, 34)
+"""How likely it is that the level of a symbol is that of the one before: steps of ``geometric``."""
+
+
+class Coding(IntEnum):
+    """How a run of values is written; the number is part of the format."""
+
+    RAW = 0
+    CONSTANT = 1
+    RANGE = 2
+    CODEBOOK = 3
+    SPARSE = 4
+    PLANES = 5
+    SAME = 6
+    PRODUCT = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A coding that was tried: what it costs, and how it is written."""
+
+    bits: float
+    write: Callable[[Writer], None]
+
+
+class Writer:
+    """What the codings write to: symbols for the lanes, and bytes that no coding makes shorter."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder()
+        self.raw = bytearray()
+
+    def number(self, value: int) -> None:
+        """Write a number, 7 bits a symbol."""
+        while value > 0x7F:
+            self.encoder.put(np.array([value & 0x7F | 0x80]), uniform(256))
+            value >>= 7
+        self.encoder.put(np.array([value]), uniform(256))
+
+    def nibble(self, value: int) -> None:
+        """Write a number below 16."""
+        self.encoder.put(np.array([value]), uniform(16))
+
+
+class Reader:
+    """What a writer wrote, in its order."""
+
+    def __init__(self, decoder: Decoder, raw: memoryview, most: int) -> None:
+        self.decoder = decoder
+        self._raw = raw
+        self._most = most
+
+    def number(self) -> int:
+        """Read a number.
+
+        Raises:
+            ValueError: if it is larger than anything in this model can be.
+        """
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = int(self.decoder.take(1, uniform(256))[0])
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+        if value > self._most:
+            raise ValueError(f"it says {value:,} where at most {self._most:,} can be")
+        return value
+
+    def nibble(self) -> int:
+        """Read a number below 16."""
+        return int(self.decoder.take(1, uniform(16))[0])
+
+    def raw(self, size: int) -> memoryview:
+        """Read bytes as they are.
+
+        Raises:
+            ValueError: if there are not so many left.
+        """
+        if size > len(self._raw):
+            raise ValueError("it is cut off: its raw bytes end before its weights do")
+        taken, self._raw = self._raw[:size], self._raw[size:]
+        return taken
+
+    @property
+    def left(self) -> int:
+        """How many raw bytes have not been read."""
+        return len(self._raw)
+
+
+def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: int = 0) -> Plan:
+    """Return the shortest coding of values.
+
+    Args:
+        values: at least one.
+        kind: what they are.
+        before: the tensors that the decoder knows already.
+        depth: how many codings lie around this one.
+    """
+    same = _same(values, before)
+    if same is not None:
+        return same
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) == 1:
+        return _constant(values)
+    plans = [_raw(values)]
+    width = values.dtype.itemsize
+    if width == 1:
+        plans.append(_range(values, int(found[0]), int(found[-1])))
+    elif len(found) <= min(MOST_SYMBOLS, len(values) // 2):
+        plans.append(_codebook(values, found, counts))
+    if depth < _DEEPEST:
+        if counts.max() * 4 > len(values):
+            plans.append(_sparse(values, found[counts.argmax()], kind, depth))
+        if width > 1:
+            plans.append(_planes(values, kind, depth))
+    if kind == "float" and width == 4:
+        plans += _products(values, before)
+    return min(plans, key=lambda plan: plan.bits)
+
+
+def read_values(  # noqa: C901  # one case a coding
+    reader: Reader, count: int, width: int, before: Sequence[Values] = (), depth: int = 0
+) -> Values:
+    """Return values as ``best_plan`` wrote them.
+
+    Raises:
+        ValueError: if they were not written so.
+    """
+    dtype = np.dtype(f"<u{width}")
+    coding = reader.nibble()
+    match coding:
+        case Coding.RAW:
+            return np.frombuffer(reader.raw(count * width), dtype)
+        case Coding.CONSTANT:
+            return np.full(count, np.frombuffer(reader.raw(width), dtype)[0])
+        case Coding.RANGE if width == 1:
+            low = reader.number()
+            table = _read_table(reader, reader.number() + 1)
+            if low + len(table.frequencies) > 256:
+                raise ValueError("a byte has more than 256 values")
+            symbols = reader.decoder.take(count, table).astype(dtype)
+            symbols += np.uint8(low)
+            return symbols
+        case Coding.CODEBOOK if width > 1:
+            size = reader.number() + 1
+            if size > MOST_SYMBOLS:
+                raise ValueError(f"a codebook of {size:,} values")
+            book = np.frombuffer(reader.raw(size * width), dtype)
+            return book[reader.decoder.take(count, _read_table(reader, size))]
+        case Coding.SPARSE if depth < _DEEPEST:
+            return _read_sparse(reader, count, width, depth)
+        case Coding.PLANES if width > 1 and depth < _DEEPEST:
+            return _read_planes(reader, count, width, depth)
+        case Coding.SAME:
+            found = _referred(reader, before)
+            if found.dtype != dtype or len(found) != count:
+                raise ValueError("weights that are said to be those of another tensor are not")
+            return found
+        case Coding.PRODUCT if width == 4:
+            found = _referred(reader, before)
+            factor = np.frombuffer(reader.raw(4), "<f4")
+            if found.dtype != dtype or len(found) != count:
+                raise ValueError("weights that are said to follow from another tensor do not")
+            return _times(found, factor)
+    raise ValueError(f"a coding {coding} of elements of {width} bytes")
+
+
+def _raw(values: Values) -> Plan:
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.RAW)
+        writer.raw += values.tobytes()
+
+    return Plan(4 + 8 * values.nbytes, write)
+
+
+def _constant(values: Values) -> Plan:
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.CONSTANT)
+        writer.raw += values[:1].tobytes()
+
+    return Plan(4 + 8 * values.itemsize, write)
+
+
+def _range(values: Values, low: int, high: int) -> Plan:
+    symbols = values - np.uint8(low)
+    plan = _table_plan(np.bincount(symbols, minlength=high - low + 1))
+
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.RANGE)
+        writer.number(low)
+        writer.number(high - low)
+        plan.write(writer)
+        writer.encoder.put(symbols, plan.table)
+
+    return Plan(4 + 8 + 8 + plan.bits, write)
+
+
+def _codebook(values: Values, found: Values, counts: npt.NDArray[np.int64]) -> Plan:
+    plan = _table_plan(counts)
+
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.CODEBOOK)
+        writer.number(len(found) - 1)
+        writer.raw += found.tobytes()
+        plan.write(writer)
+        writer.encoder.put(np.searchsorted(found, values), plan.table)
+
+    return Plan(4 + 16 + 8 * found.nbytes + plan.bits, write)
+
+
+def _sparse(values: Values, common: Any, kind: Kind, depth: int) -> Plan:
+    places = np.flatnonzero(values != common)
+    rest = best_plan(values[places], kind, depth=depth + 1)
+    gaps = np.diff(places, prepend=-1) - 1
+    tried = []
+    for most in _GAPS:
+        skips, last = np.divmod(gaps, most)
+        counts = np.bincount(last, minlength=most + 1)
+        counts[most] = skips.sum()
+        tried.append((_table_plan(counts), most, skips, last))
+    plan, most, skips, last = min(tried, key=lambda one: one[0].bits)
+    ends = np.cumsum(skips + 1)
+    symbols = np.full(ends[-1], most, np.uint16)
+    symbols[ends - 1] = last
+
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.SPARSE)
+        writer.raw += np.asarray(common).tobytes()
+        writer.nibble(_GAPS.index(most))
+        writer.number(len(symbols))
+        plan.write(writer)
+        writer.encoder.put(symbols, plan.table)
+        writer.number(len(places))
+        rest.write(writer)
+
+    return Plan(4 + 8 * values.itemsize + 4 + 40 + plan.bits + rest.bits, write)
+
+
+def _read_sparse(reader: Reader, count: int, width: int, depth: int) -> Values:
+    common = np.frombuffer(reader.raw(width), f"<u{width}")[0]
+    choice = reader.nibble()
+    if choice >= len(_GAPS):
+        raise ValueError(f"gaps of kind {choice}")
+    most, length = _GAPS[choice], reader.number()
+    if length > count:
+        raise ValueError(f"{length:,} gaps in {count:,} weights")
+    symbols = reader.decoder.take(length, _read_table(reader, most + 1)).astype(np.int64)
+    ends = symbols < most
+    places = np.cumsum(symbols + ends)[ends] - 1
+    if len(places) != reader.number() or not len(places) or places[-1] >= count:
+        raise ValueError("its gaps do not fit its weights")
+    values = np.full(count, common)
+    values[places] = read_values(reader, len(places), width, depth=depth + 1)
+    return values
+
+
+def _planes(values: Values, kind: Kind, depth: int) -> Plan:
+    turned = _turned(values, kind)
+    width = values.itemsize
+    parts = turned.view(np.uint8).reshape(-1, width)
+    plans = [
+        best_plan(np.ascontiguousarray(parts[:, i]), "int", depth=depth + 1) for i in range(width)
+    ]
+
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.PLANES)
+        writer.nibble(kind == "float")
+        for plan in plans:
+            plan.write(writer)
+
+    return Plan(8 + sum(plan.bits for plan in plans), write)
+
+
+def _read_planes(reader: Reader, count: int, width: int, depth: int) -> Values:
+    kind: Kind = "float" if reader.nibble() else "int"
+    parts = np.empty((count, width), np.uint8)
+    for plane in range(width):
+        parts[:, plane] = read_values(reader, count, 1, depth=depth + 1)
+    return _turned_back(parts.reshape(-1).view(f"<u{width}"), kind)
+
+
+def _turned(values: Values, kind: Kind) -> Values:
+    """Put the sign last, so that what small numbers have in common fills whole bytes.
+
+    A float keeps its bits but for the sign; of a whole number, −1, 1, −2 become 1, 2, 3.
+    """
+    top = values >> (8 * values.itemsize - 1)
+    if kind == "float":
+        return values << 1 | top
+    return values << 1 ^ (0 - top)
+
+
+def _turned_back(values: Values, kind: Kind) -> Values:
+    last = values & 1
+    if kind == "float":
+        return values >> 1 | last << (8 * values.itemsize - 1)
+    return values >> 1 ^ (0 - last)
+
+
+def _same(values: Values, before: Sequence[Values]) -> Plan | None:
+    for index, other in enumerate(before):
+        if other.dtype == values.dtype and np.array_equal(other, values) and len(values) > 1:
+
+            def write(writer: Writer, index: int = index) -> None:
+                writer.nibble(Coding.SAME)
+                writer.number(index)
+
+            return Plan(12, write)
+    return None
+
+
+def _products(values: Values, before: Sequence[Values]) -> list[Plan]:
+    """Try whether values are those of another tensor times one number: a bias' scales often are."""
+    for index, other in enumerate(before):
+        if other.dtype != values.dtype or len(other) != len(values):
+            continue
+        with np.errstate(all="ignore"):
+            ratio = values[:1].view("<f4").astype(np.float64) / other[:1].view("<f4")
+            near = ratio.astype(np.float32)
+        if not np.isfinite(near).all():
+            continue
+        for factor in (
+            near,
+            np.nextafter(near, np.float32(0)),
+            np.nextafter(near, np.float32(np.inf)),
+        ):
+            if np.array_equal(_times(other, factor), values):
+
+                def write(writer: Writer, index: int = index, factor: Any = factor) -> None:
+                    writer.nibble(Coding.PRODUCT)
+                    writer.number(index)
+                    writer.raw += factor.astype("<f4").tobytes()
+
+                return [Plan(44, write)]
+    return []
+
+
+def _times(values: Values, factor: npt.NDArray[np.float32]) -> Values:
+    with np.errstate(all="ignore"):
+        return (values.view("<f4") * factor).astype("<f4").view("<u4")
+
+
+def _referred(reader: Reader, before: Sequence[Values]) -> Values:
+    index = reader.number()
+    if index >= len(before):
+        raise ValueError(f"refers to tensor {index} of {len(before)}")
+    return before[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _TablePlan:
+    """A table that was chosen: it, what it costs with all its symbols, and how it is written."""
+
+    table: Table
+    bits: float
+    write: Callable[[Writer], None]
+
+
+def _table_plan(counts: npt.NDArray[np.int64]) -> _TablePlan:
+    """Return the table that is cheapest for symbols that come so often."""
+    mean = float((counts * np.arange(len(counts))).sum() / counts.sum())
+    likely = round(16 * np.log2(1 + mean)) - 1
+    steps = range(max(0, likely - 4), min(255, likely + 4) + 1)
+    tried = [_geometric_plan(counts, step) for step in steps]
+    for fineness in _FINENESSES:
+        tried += _level_plans(counts, fineness)
+    return min(tried, key=lambda plan: plan.bits)
+
+
+def _geometric_plan(counts: npt.NDArray[np.int64], step: int) -> _TablePlan:
+    table = geometric(step, len(counts))
+
+    def write(writer: Writer) -> None:
+        writer.nibble(0)
+        writer.encoder.put(np.array([step]), uniform(256))
+
+    return _TablePlan(table, 12 + table.bits(counts), write)
+
+
+def _level_plans(counts: npt.NDArray[np.int64], fineness: int) -> list[_TablePlan]:
+    levels = levels_of(counts, fineness)
+    table = from_weights([weight_of(int(level), fineness) for level in levels])
+    deltas = np.diff(levels, prepend=0)
+    zigzag = np.where(deltas < 0, -2 * deltas - 1, 2 * deltas)
+    size = 2 * most_levels(fineness)
+    told = np.bincount(zigzag, minlength=size)
+    bits = 4 + 4 + table.bits(counts)
+    plans = []
+    for choice, step in enumerate(_DELTA_STEPS):
+
+        def write(writer: Writer, choice: int = choice, step: int = step) -> None:
+            writer.nibble(1 + fineness)
+            writer.nibble(choice)
+            writer.encoder.put(zigzag, geometric(step, size))
+
+        plans.append(_TablePlan(table, bits + geometric(step, size).bits(told), write))
+    return plans
+
+
+def _read_table(reader: Reader, symbols: int) -> Table:
+    kind = reader.nibble()
+    if kind == 0:
+        return geometric(int(reader.decoder.take(1, uniform(256))[0]), symbols)
+    fineness, choice = kind - 1, reader.nibble()
+    if fineness not in _FINENESSES or choice >= len(_DELTA_STEPS) or symbols > MOST_SYMBOLS:
+        raise ValueError(f"a table of kind {kind}, {choice} of {symbols:,} symbols")
+    most = most_levels(fineness)
+    zigzag = reader.decoder.take(symbols, geometric(_DELTA_STEPS[choice], 2 * most))
+    turned = zigzag.astype(np.int64)
+    levels = np.cumsum(np.where(turned & 1, -(turned + 1) // 2, turned // 2))
+    if levels.min() < 0 or levels.max() >= most:
+        raise ValueError("the levels of a table lie outside their range")
+    return from_weights([weight_of(int(level), fineness) for level in levels])

@@ -1,0 +1,130 @@
+"""Interleaved rANS: many coders side by side, so that numpy decodes a row of symbols at a time.
+
+J. Duda, "Asymmetric numeral systems: entropy coding combining speed of Huffman coding with compression
+rate of arithmetic coding", arXiv 1311.2540; F. Giesen, "Interleaved entropy coders", arXiv 1402.3392.
+
+Symbol ``i`` of every run belongs to lane ``i mod lanes``. A lane's state lies in [2¹⁶, 2³²); what it
+gains beyond goes out as words of 16 bits. What the encoder starts with is what the decoder ends with:
+that is where the digest lies, at no cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.packing.tables import PRECISION, Table
+
+Symbols = npt.NDArray[np.uint16]
+LOWEST = 1 << 16
+"""Where a state begins; below it, a lane takes another word."""
+_TOTAL = 1 << PRECISION
+_SYMBOLS_AT_ONCE = 1 << 18
+
+
+class Encoder:
+    """Takes runs of symbols in the order in which they will be decoded."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[Symbols, Table]] = []
+
+    def put(self, symbols: npt.NDArray[Any], table: Table) -> None:
+        """Add a run; each symbol must have a frequency in the table."""
+        if len(table.frequencies) > 1:
+            self._runs.append((symbols.astype(np.uint16), table))
+
+    def finish(self, ends: npt.NDArray[np.uint16], lanes: int) -> bytes:
+        """Return the states of all lanes and the words that follow, little-endian.
+
+        Args:
+            ends: 16 bits for each of the first lanes, which the decoder finds in the end.
+            lanes: how many coders run side by side.
+        """
+        state = np.full(lanes, LOWEST, np.uint64)
+        state[: len(ends)] += ends
+        chunks: list[npt.NDArray[Any]] = []
+        for symbols, table in reversed(self._runs):
+            frequencies = table.frequencies.astype(np.uint64)
+            firsts = table.firsts.astype(np.uint64)
+            for start in reversed(range(0, len(symbols), lanes)):
+                row = symbols[start : start + lanes]
+                width, first = frequencies[row], firsts[row]
+                lane = state[: len(row)]
+                full = np.flatnonzero(lane >= width << np.uint64(32 - PRECISION))
+                chunks.append((lane[full] & np.uint64(0xFFFF)).astype("<u2"))
+                lane[full] >>= np.uint64(16)
+                times, rest = np.divmod(lane, width)
+                lane[:] = (times << np.uint64(PRECISION)) + rest + first
+        words = b"".join(chunk.tobytes() for chunk in reversed(chunks))
+        return state.astype("<u4").tobytes() + words
+
+
+class Decoder:
+    """Gives back the runs of an encoder, if it is asked with the same tables."""
+
+    def __init__(self, data: bytes | memoryview, lanes: int) -> None:
+        """Begin with what ``Encoder.finish`` returned.
+
+        Raises:
+            ValueError: if it is too short for its lanes, or a state is none.
+        """
+        if len(data) < 4 * lanes or len(data) % 2:
+            raise ValueError(f"{len(data):,} bytes of code do not hold {lanes:,} lanes")
+        self._state = np.frombuffer(data, "<u4", lanes).astype(np.int64)
+        self._words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
+        self._place = 0
+        if (self._state < LOWEST).any():
+            raise ValueError("a lane begins below its range")
+
+    def take(self, count: int, table: Table) -> Symbols:
+        """Return the next ``count`` symbols.
+
+        Raises:
+            ValueError: if the words end before.
+        """
+        if len(table.frequencies) == 1:
+            return np.zeros(count, np.uint16)
+        symbols = np.empty(count, np.uint16)
+        of_slot, frequency, offset = table.by_slot
+        lanes = len(self._state)
+        rows = max(1, _SYMBOLS_AT_ONCE // lanes)
+        slots = np.empty(min(count, rows * lanes), np.int64)
+        for start in range(0, count, rows * lanes):
+            part = slots[: min(count - start, rows * lanes)]
+            for row in range(0, len(part), lanes):
+                self._step(part[row : row + lanes], frequency, offset)
+            symbols[start : start + len(part)] = of_slot[part]
+        return symbols
+
+    def _step(
+        self,
+        slots: npt.NDArray[np.int64],
+        frequency: npt.NDArray[np.int64],
+        offset: npt.NDArray[np.int64],
+    ) -> None:
+        """Decode one symbol of each of the first lanes; ``slots`` takes where they lie."""
+        state = self._state[: len(slots)]
+        np.bitwise_and(state, _TOTAL - 1, out=slots)
+        state >>= PRECISION
+        state *= frequency.take(slots)
+        state += offset.take(slots)
+        low = np.flatnonzero(state < LOWEST)
+        if len(low):
+            words = self._words[self._place : self._place + len(low)]
+            if len(words) < len(low):
+                raise ValueError("it is cut off: its code ends before its weights do")
+            state[low] = (state[low] << 16) | words
+            self._place += len(low)
+
+    def ends(self, count: int) -> bytes:
+        """Return the 16 bits that each of the first ``count`` lanes began with.
+
+        Raises:
+            ValueError: if there are words left, or a lane is not where its encoder began.
+        """
+        left = self._state - LOWEST
+        if self._place != len(self._words) or (left >> 16).any() or left[count:].any():
+            raise ValueError("its code does not end where its weights do")
+        return left[:count].astype("<u2").tobytes()

@@ -1,0 +1,197 @@
+"""The packed file: ``docs/packing.md`` says it byte by byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from deploy.errors import UserError
+from deploy.packing.codings import Reader, Values, Writer, best_plan, read_values
+from deploy.packing.lanes import Decoder
+from deploy.packing.payloads import Payload, payloads
+from deploy.packing.text import deflate, inflate
+
+MAGIC = b"LSP\x01"
+"""Begins every packed file; the last byte is the version of the format."""
+LARGEST_MODEL = 1 << 29
+"""The bytes that a model may unpack to where nobody says otherwise."""
+_ONNX, _TEXT, _BYTES = 0, 1, 2
+"""An ONNX model; any bytes as text; any bytes by their entropy."""
+_MOST_LANES = 1 << 12
+_LEAST_LANES = 4
+_BYTES_A_LANE = 512
+_DIGEST_BYTES = 32
+
+
+class PackingError(UserError):
+    """A packed file is damaged, or is none: nothing of it was used."""
+
+
+def is_packed(start: bytes) -> bool:
+    """Say whether bytes are, or begin as, a packed model of any version."""
+    return start[:3] == MAGIC[:3]
+
+
+def pack(model: bytes) -> bytes:
+    """Return a model in fewer bytes, from which ``unpack`` gives back the very same.
+
+    Any bytes may be packed; only of an ONNX model, weights and text are told apart.
+    """
+    try:
+        found = list(payloads(model, len(model), cut=False))
+    except ValueError:  # no ONNX model
+        as_text = _packed(model, [], deflate(model), _TEXT)
+        if not model:
+            return as_text
+        return min(as_text, _packed(model, [_whole(len(model))], b"", _BYTES), key=len)
+    return _packed(model, found, deflate(b"".join(_between(model, found))), _ONNX)
+
+
+def _packed(model: bytes, found: list[Payload], text: bytes, form: int) -> bytes:
+    writer, known, bits = Writer(), list[Values](), 0.0
+    for payload in found:
+        values = _values(model, payload)
+        plan = best_plan(values, payload.kind, known)
+        plan.write(writer)
+        bits += plan.bits
+        known.append(values)
+    lanes = _lanes(bits)
+    digest = hashlib.sha256(model).digest()[: 2 * lanes]
+    code = writer.encoder.finish(np.frombuffer(digest, "<u2"), lanes)
+    numbers = (form, len(model), len(text), len(writer.raw), lanes)
+    return b"".join([MAGIC, *map(_varint, numbers), text, writer.raw, code])
+
+
+def parts_of(model: bytes) -> tuple[bytes, list[Values]]:
+    """Return the text of a model as it is packed, deflated, and the weights it was cut out of."""
+    found = _found(model)
+    return deflate(b"".join(_between(model, found))), [_values(model, one) for one in found]
+
+
+def unpack(data: bytes | memoryview, where: str, most_bytes: int = LARGEST_MODEL) -> bytes:
+    """Return the model that was packed.
+
+    Args:
+        data: the packed file.
+        where: what an error names.
+        most_bytes: what the model may have at most; nothing larger is made room for.
+
+    Raises:
+        PackingError: if it is no packed file, is of another version, damaged or too large.
+    """
+    try:
+        return _unpacked(memoryview(data), most_bytes)
+    except ValueError as error:
+        raise PackingError(f"{where}: {error}") from error
+
+
+def _unpacked(data: memoryview, most_bytes: int) -> bytes:
+    if bytes(data[:3]) != MAGIC[:3]:
+        raise ValueError("is no packed model; it does not begin as one does")
+    if len(data) > 3 and data[3] != MAGIC[3]:
+        raise ValueError(f"is packed in version {data[3]}, this reads 1; use a newer lightship")
+    place = len(MAGIC)
+    numbers = []
+    for _ in range(5):
+        number, place = _read_varint(data, place)
+        numbers.append(number)
+    form, size, text_size, raw_size, lanes = numbers
+    if size > most_bytes:
+        raise ValueError(f"says that it unpacks to {size:,} bytes, {most_bytes:,} are allowed")
+    if not _LEAST_LANES <= lanes <= _MOST_LANES:
+        raise ValueError(f"says {lanes:,} lanes, {_LEAST_LANES} to {_MOST_LANES:,} are possible")
+    if text_size + raw_size + 4 * lanes > len(data) - place:
+        raise ValueError("is cut off")
+    text = inflate(data[place : place + text_size], size) if form != _BYTES else b""
+    place += text_size
+    decoder = Decoder(data[place + raw_size :], lanes)
+    reader = Reader(decoder, data[place : place + raw_size], size)
+    model = _filled(text, size, _missing(form, text, size), reader)
+    digest = decoder.ends(min(lanes, _DIGEST_BYTES // 2))
+    if reader.left:
+        raise ValueError("has raw bytes that no weights take")
+    if hashlib.sha256(model).digest()[: len(digest)] != digest:
+        raise ValueError("is damaged: what it unpacks to is not what was packed")
+    return bytes(model)
+
+
+def _missing(form: int, text: bytes, size: int) -> Iterator[Payload]:
+    """Return what is missing in the text of a model of so many bytes."""
+    if form == _ONNX:
+        return payloads(text, size, cut=True)
+    if form not in {_TEXT, _BYTES} or (form == _BYTES and not size):
+        raise ValueError(f"is of form {form}, which there is none of")
+    return iter([_whole(size)] if form == _BYTES else [])
+
+
+def _whole(size: int) -> Payload:
+    return Payload(0, size, 1, "int")
+
+
+def _found(model: bytes) -> list[Payload]:
+    try:
+        return list(payloads(model, len(model), cut=False))
+    except ValueError:  # no ONNX model: all of it is text
+        return []
+
+
+def _values(model: bytes, payload: Payload) -> Values:
+    count = payload.size // payload.width
+    return np.frombuffer(model, f"<u{payload.width}", count, payload.start)
+
+
+def _filled(text: bytes, size: int, found: Iterator[Payload], reader: Reader) -> bytearray:
+    """Return a model: its text, with the weights read into it where they belong."""
+    model = bytearray(size)
+    known: list[Values] = []
+    place = taken = 0
+    for payload in found:
+        between = text[taken : taken + payload.start - place]
+        model[place : place + len(between)] = between
+        taken += len(between)
+        place = payload.start + payload.size
+        count = payload.size // payload.width
+        values = read_values(reader, count, payload.width, known)
+        known.append(values)
+        model[payload.start : place] = values.tobytes()
+    if len(text) - taken != size - place:
+        raise ValueError("its text is not as long as it says")
+    model[place:] = text[taken:]
+    return model
+
+
+def _between(model: bytes, found: list[Payload]) -> Iterator[bytes]:
+    place = 0
+    for payload in found:
+        yield model[place : payload.start]
+        place = payload.start + payload.size
+    yield model[place:]
+
+
+def _lanes(bits: float) -> int:
+    """Return how many coders run side by side: each costs about three bytes, and saves time."""
+    return int(min(max(bits / 8 // _BYTES_A_LANE, _LEAST_LANES), _MOST_LANES))
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: memoryview, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 35, 7):
+        if place >= len(data):
+            raise ValueError("is cut off")
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+    raise ValueError("says a number that is larger than any can be")

@@ -1,0 +1,192 @@
+"""What is unpacked is what was packed, to the last byte, or nothing at all."""
+
+import hashlib
+import random
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, unpack
+from deploy.packing.weigh import entropy_bits, sizes_of
+from tests.deploy import tiny_onnx
+
+
+def model_of(*tensors) -> bytes:
+    return tiny_onnx.model(
+        [("Identity", ["x"], ["y"])],
+        inputs={"x": ("float32", ("n", 2))},
+        outputs={"y": ("float32", ("n", 2))},
+        initializers={f"w{index}": tensor for index, tensor in enumerate(tensors)},
+    )
+
+
+def drawn(seed=0):
+    return np.random.default_rng(seed)
+
+
+def sparse(dtype, size=20_000, share=0.05, seed=0):
+    rng = drawn(seed)
+    values = np.zeros(size, dtype)
+    places = rng.random(size) < share
+    values[places] = rng.normal(0, 20, places.sum()).astype(dtype)
+    return values
+
+
+KINDS = {
+    "int8": drawn().normal(0, 20, 20_000).astype(np.int8),
+    "sparse int8": sparse(np.int8),
+    "sparse float": sparse(np.float32),
+    "float": drawn().normal(0, 1, 5_000).astype(np.float32),
+    "half": drawn().normal(0, 1, 5_000).astype(np.float16),
+    "clustered": drawn().choice(drawn(1).normal(0, 1, 16).astype(np.float32), 20_000),
+    "int32": drawn().integers(-3_000, 3_000, 500).astype(np.int32),
+    "double": drawn().normal(0, 1, 500),
+    "one value": np.full(1_000, 7, np.int64),
+    "NaN and -0": np.array([np.nan, -0.0, 0.0, np.inf] * 50, np.float32),
+    "one other": np.eye(1, 3_000, 2_999, dtype=np.int8)[0],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_comes_back_as_it_was_in_fewer_bytes(kind):
+    model = model_of(KINDS[kind])
+    packed = pack(model)
+    assert unpack(packed, "here") == model
+    assert is_packed(packed)
+    assert len(packed) < len(model)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.binary(max_size=400))
+def test_any_bytes_come_back_as_they_were_and_grow_by_little(data):
+    packed = pack(data)
+    assert unpack(packed, "here") == data
+    assert len(packed) <= len(data) + 64
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtypes=st.lists(st.sampled_from(["int8", "uint8", "float16", "float32", "int32", "int64"])),
+)
+def test_any_tensors_come_back_as_they_were(seed, dtypes):
+    rng = drawn(seed)
+    tensors = [
+        (rng.integers(0, 2, size) * rng.normal(0, 50, size)).astype(dtype)
+        if dtype != "uint8"
+        else rng.integers(0, 1 + rng.integers(256), size).astype(dtype)
+        for dtype in dtypes
+        for size in [int(rng.integers(1, 600))]
+    ]
+    model = model_of(*tensors)
+    assert unpack(pack(model), "here") == model
+
+
+def test_one_tensor_that_is_another_or_a_multiple_of_it_costs_a_few_bytes():
+    scales = drawn().random(500).astype(np.float32)
+    alone = len(pack(model_of(scales)))
+    assert len(pack(model_of(scales, scales))) < alone + 40
+    multiples = scales * np.float32(0.0371)
+    assert len(pack(model_of(scales, multiples))) < alone + 40
+    model = model_of(scales, multiples)
+    assert unpack(pack(model), "here") == model
+
+
+@pytest.mark.parametrize("kind", ["int8", "sparse int8", "sparse float", "clustered", "float"])
+def test_a_model_is_within_three_percent_of_its_bound_and_smaller_than_by_other_roads(kind):
+    found = sizes_of(model_of(KINDS[kind]))
+    assert found.packed_bytes < 1.03 * found.bound_bytes + 60  # a model this small has a header
+    assert found.packed_bytes < min(found.gzip_bytes, found.xz_bytes)
+    assert found.zstd_bytes is None or found.packed_bytes < found.zstd_bytes
+
+
+def test_the_bound_is_that_of_shannon():
+    assert entropy_bits([np.arange(256, dtype=np.uint8)]) == 2048
+    assert entropy_bits([np.zeros(99, np.uint32)]) == 0
+
+
+VECTOR = model_of(np.arange(40, dtype=np.int8) % 5)
+MUTATIONS = 1_000
+PACKED = (
+    "4c5350010090014c0004e3e0b06a05f639b9182b84182ba53881fd62a0334a2a0d94383ca14c2b06"
+    "219692ccbc4a2d230e0d60b9ca546ee0a5112502d2c0cfc50bcc3d9c5ccc428c79c09cc3940414ad"
+    "c41085e4270003084401caddd80175e62502986ef40115010544f85b1c65bbf4fc9f"
+)
+
+
+def test_the_format_is_the_one_that_is_written_down():
+    """The test vector of docs/packing.md: what this version packed, every later one unpacks."""
+    assert unpack(bytes.fromhex(PACKED), "here") == VECTOR
+
+
+def damaged(data, rng):
+    at, end = sorted(rng.choices(range(len(data)), k=2))
+    out = bytearray(data)
+    match rng.randrange(5):
+        case 0:
+            del out[at:]
+        case 1:
+            out[at] ^= 1 << rng.randrange(8)
+        case 2:
+            out[at:at] = rng.randbytes(rng.randint(1, 8))
+        case 3:
+            out[at : at + 4] = rng.choice([b"\0\0\0\0", b"\xff\xff\xff\xff"])
+        case _:
+            del out[at:end]
+    return bytes(out)
+
+
+@pytest.mark.parametrize("kind", ["sparse int8", "sparse float", "clustered"])
+def test_no_damage_gives_another_model_or_another_error(kind):
+    model = model_of(KINDS[kind][:3_000], KINDS["float"][:50], KINDS["float"][:50])
+    packed, rng = pack(model), random.Random(kind)  # noqa: S311  # to be drawn again
+    refused = 0
+    for _ in range(MUTATIONS):
+        changed = damaged(packed, rng)
+        if changed == packed:
+            continue
+        try:
+            assert unpack(changed, "here", 1 << 20) == model  # a bit that deflate leaves open
+        except PackingError:
+            refused += 1
+    assert refused > 0.9 * MUTATIONS
+
+
+def test_hostile_sizes_are_refused_before_room_is_made_for_them():
+    huge = (
+        MAGIC + b"\x00\xff\xff\xff\xff\x0f" + b"\x00\x00\x04" + struct.pack("<4I", *[1 << 16] * 4)
+    )
+    tracemalloc.start()
+    with pytest.raises(PackingError, match="4,294,967,295 bytes, 536,870,912 are allowed"):
+        unpack(huge, "here")
+    with pytest.raises(PackingError, match="are allowed"):
+        unpack(pack(model_of(np.zeros(9_999, np.int8))), "here", 5_000)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "is no packed model"),
+        (b"PK\3\4", "is no packed model"),
+        (b"LSP\x02....", "is packed in version 2, this reads 1"),
+        (b"LSP\x01", "is cut off"),
+        (b"LSP\x01\x00\x08\x00\x00\x03", "says 3 lanes"),
+    ],
+)
+def test_an_error_names_what_is_wrong(data, why):
+    with pytest.raises(PackingError, match=why):
+        unpack(data, "here")
+
+
+def test_the_digest_of_a_large_model_is_a_whole_sha256():
+    model = model_of(KINDS["int8"])
+    packed = pack(model)
+    lanes = len(packed) // 512
+    assert lanes >= 16
+    assert hashlib.sha256(model).digest() not in packed  # it is in the states, at no cost
