@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from pathlib import Path
 from typing import Literal
@@ -276,4 +275,6 @@ def sha256_of(path: Path) -> str:
 
 def gzip_bytes_of(path: Path) -> int:
     """Return the size of a file after ``gzip -9`` without name and time, in bytes."""
+    import gzip  # here: a device that opens a bundle has no use for it
+
     return len(gzip.compress(path.read_bytes(), compresslevel=9, mtime=0))

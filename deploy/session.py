@@ -169,14 +169,21 @@ class Model:
                     f"fit the input {self.input_name!r}, which takes {self.input_shape}"
                 )
             fitting = self.cast(inputs, first=start)
-            try:
-                outputs = self.run(fitting)
-            # The exceptions of the runtimes' C extensions share no base class below Exception.
-            except Exception as error:
-                raise UserError(
-                    f"{self.where}: {self.runtime} cannot run it: {_reason(error)}"
-                ) from error
-            yield fitting, outputs
+            yield fitting, self.asked(fitting)
+
+    def asked(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what ``run`` does.
+
+        Raises:
+            UserError: in place of whatever the runtime fails with.
+        """
+        try:
+            return self._engine.run(inputs)
+        # The exceptions of the runtimes' C extensions share no base class below Exception.
+        except Exception as error:
+            raise UserError(
+                f"{self.where}: {self.runtime} cannot run it: {_reason(error)}"
+            ) from error
 
     def cast(self, inputs: npt.NDArray[Any], *, first: int = 0) -> npt.NDArray[Any]:
         """Return preprocessed inputs ``(n, ...)`` in the model's own type.

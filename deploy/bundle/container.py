@@ -173,9 +173,12 @@ def unseal(data: bytes, where: str) -> bytes:
 
 def sums(files: Mapping[str, bytes]) -> bytes:
     """Return what ``sha256sum`` prints of the files: ``sha256sum -c SHA256SUMS`` checks them."""
-    return b"".join(
-        f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n".encode() for name in sorted(files)
-    )
+    return sums_of({name: hashlib.sha256(files[name]).hexdigest() for name in files})
+
+
+def sums_of(digests: Mapping[str, str]) -> bytes:
+    """Return ``sums`` of files whose digests are known."""
+    return b"".join(f"{digests[name]}  {name}\n".encode() for name in sorted(digests))
 
 
 def read_container(path: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from deploy.bundle.container import (
     TFLITE,
     model_name,
     read_container,
-    sums,
+    sums_of,
 )
 from deploy.bundle.golden import Golden
 from deploy.bundle.golden import decode as decode_golden
@@ -134,8 +134,8 @@ def checked(files: Mapping[str, bytes], where: str) -> Bundle:
         BundleError: if they do not.
     """
     manifest = decode(files[MANIFEST], where)
-    facts = {name: file_facts(files[name]) for name in files if name != MANIFEST}
-    if manifest.files != facts:
+    facts = {name: file_facts(files[name]) for name in files}
+    if manifest.files != {name: facts[name] for name in facts if name != MANIFEST}:
         raise BundleError(f"{where}: manifest.json lists other files than there are")
     golden = decode_golden(files[GOLDEN], where)
     model = model_name(files)
@@ -158,7 +158,7 @@ def checked(files: Mapping[str, bytes], where: str) -> Bundle:
         model_name=model,
         golden=golden,
         card=card,
-        digest=hashlib.sha256(sums(files)).hexdigest(),
+        digest=hashlib.sha256(sums_of({name: facts[name].sha256 for name in facts})).hexdigest(),
     )
 
 

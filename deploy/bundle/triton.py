@@ -22,6 +22,7 @@ from deploy.errors import UserError
 from deploy.session import open_model
 
 MOST_IN_A_BATCH = 32
+LABELS = "labels.txt"
 _TYPES = {
     "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64", "int8": "TYPE_INT8",
     "int16": "TYPE_INT16", "int32": "TYPE_INT32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8",
@@ -51,7 +52,7 @@ def write_triton(bundle: Bundle, repository: Path) -> Path:
     aside = repository / f".{uuid.uuid4().hex}"
     files = {
         "config.pbtxt": config(said).encode(),
-        "labels.txt": "".join(f"{' '.join(label.split())}\n" for label in said.labels).encode(),
+        **({LABELS: _labels(said)} if _has_labels(said) else {}),
         "README.md": _readme(said).encode(),
         "1/model.onnx": bundle.model,
     }
@@ -101,7 +102,7 @@ def config(manifest: Manifest) -> str:
         'platform: "onnxruntime_onnx"',
         f"max_batch_size: {MOST_IN_A_BATCH if free else 0}",
         *_port("input", manifest.input),
-        *_port("output", manifest.output, labels=True),
+        *_port("output", manifest.output, labels=_has_labels(manifest)),
         "instance_group [ { kind: KIND_CPU count: 1 } ]",
         *(["dynamic_batching { }"] if free else []),
         *_parameter("intra_op_thread_count", str(manifest.session.threads)),
@@ -120,7 +121,7 @@ def _port(kind: str, port: Port, *, labels: bool = False) -> list[str]:
         f"    name: {json.dumps(port.name)}",
         f"    data_type: {_TYPES[port.dtype]}",
         f"    dims: [ {', '.join(map(str, dims))} ]",
-        *(['    label_filename: "labels.txt"'] if labels else []),
+        *([f'    label_filename: "{LABELS}"'] if labels else []),
         "  }",
         "]",
     ]
@@ -128,6 +129,35 @@ def _port(kind: str, port: Port, *, labels: bool = False) -> list[str]:
 
 def _parameter(key: str, value: str) -> list[str]:
     return [f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}']
+
+
+def _has_labels(manifest: Manifest) -> bool:
+    """Say whether scores belong to labels: Triton then gives their names with the best of them."""
+    return manifest.goal.task in {"classification", "multi_label"}
+
+
+def _labels(manifest: Manifest) -> bytes:
+    return "".join(f"{' '.join(label.split())}\n" for label in manifest.labels).encode()
+
+
+def _holds(manifest: Manifest) -> str:
+    """Say what the output is, which Triton does not."""
+    match manifest.goal.task:
+        case "classification":
+            return f"{manifest.scores}, one a class, in the order of `{LABELS}`"
+        case "multi_label":
+            return (
+                f"{manifest.scores}, one a label, in the order of `{LABELS}`: a sample has the "
+                "labels with one half or more"
+            )
+        case "regression":
+            unit = f" in {manifest.goal.unit}" if manifest.goal.unit else ""
+            return f"values{unit}, in this order: {', '.join(manifest.labels)}"
+        case "reconstruction":
+            return (
+                "what the model makes of its input: the mean square of the difference of the two "
+                "is the anomaly score"
+            )
 
 
 def _readme(manifest: Manifest) -> str:
@@ -144,6 +174,6 @@ def _readme(manifest: Manifest) -> str:
 {ops or "nothing: samples are sent as they are"}, applied to a raw sample
 ({raw.dtype}, {" × ".join(map(str, raw.shape))}). `deploy.preprocess.apply` does this in Python.
 
-The output `{manifest.output.name}` holds {manifest.scores}, one a class, in the order of `labels.txt`.
+The output `{manifest.output.name}` holds {_holds(manifest)}.
 Made by lightship {manifest.lightship}; model licence: {manifest.licences.model}; data: {manifest.licences.data}.
 """

@@ -33,10 +33,10 @@ from deploy.check.rules import (
 )
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
-from deploy.goals import delta_unit, metric_of
+from deploy.goals import delta_bounds, delta_number, delta_unit, metric_of
 from deploy.machine import this_environment
 from deploy.preprocess import apply
-from deploy.record import Interval, SessionOptions, sha256_of
+from deploy.record import Goal, Interval, SessionOptions, sha256_of
 from deploy.session import Model, open_model, random_inputs
 from deploy.sizes import format_size
 
@@ -56,6 +56,7 @@ class _Subject:
     bundle: Bundle | None
     content: bytes
     options: SessionOptions
+    goal: Goal
 
     def open(self) -> Model:
         if self.bundle is not None:
@@ -134,6 +135,7 @@ def check(
     say = on_progress or (lambda _: None)
     _require_answerable(limits, baseline)
     subject = _opened(path, threads)
+    _require_a_share(limits, subject)
     reference = _opened(baseline, subject.options.threads) if baseline is not None else None
     settings = msgspec.structs.replace(
         bench, threads=subject.options.threads, arena=subject.options.arena
@@ -175,6 +177,16 @@ def _require_answerable(limits: Limits, baseline: Path | None) -> None:
         )
 
 
+def _require_a_share(limits: Limits, subject: _Subject) -> None:
+    """Refuse to hold another unit to a fraction, before anything is measured."""
+    goal = subject.goal
+    if limits.min_accuracy is not None and metric_of(goal).form != "share":
+        raise UserError(
+            f"--min-accuracy: is a fraction, and {subject.path} is judged by its "
+            f"{metric_of(goal).title}; use --max-drop-points, in the unit of that"
+        )
+
+
 def _opened(path: Path, threads: int | None) -> _Subject:
     """Return a bundle that has been checked whole, or an ONNX file that opens."""
     if is_bundle(path):
@@ -182,10 +194,12 @@ def _opened(path: Path, threads: int | None) -> _Subject:
         options = bundle.manifest.session
         if threads is not None:
             options = msgspec.structs.replace(options, threads=threads)
-        return _Subject(path=path, bundle=bundle, content=bundle.model, options=options)
+        goal = bundle.manifest.goal
+        return _Subject(path=path, bundle=bundle, content=bundle.model, options=options, goal=goal)
     options = SessionOptions(threads=threads or 1)
-    open_model(path, options)
-    return _Subject(path=path, bundle=None, content=path.read_bytes(), options=options)
+    goal = open_model(path, options).metadata.goal
+    content = path.read_bytes()
+    return _Subject(path=path, bundle=None, content=content, options=options, goal=goal)
 
 
 def _sha256(subject: _Subject) -> str:
@@ -240,46 +254,44 @@ def _accuracy(
                 f"{subject.path}: is the baseline of its run, so it knows no drop; give --data "
                 "and --baseline"
             )
-        drop = _lost(known)
-        unit = delta_unit(known.goal)
-        outcome = at_most(drop, limits.max_drop_points)
-        said = f"{drop.value:+.2f} [{drop.low:+.2f}, {drop.high:+.2f}]".replace("-", "−")
-        found.append(
-            Finding(
-                rule="max-drop-points",
-                outcome=outcome,
-                limit=limits.max_drop_points,
-                seen=drop,
-                unit=unit,
-                repeats=known.samples,
-                sentence=f"{metric_of(known.goal).title} got worse by {said} {unit}".rstrip()
-                + f", {limits.max_drop_points:g} are allowed; {known.source}"
-                + _too_few(outcome, drop, limits.max_drop_points, known.samples),
-            )
-        )
+        found.append(_drop(known, limits.max_drop_points))
     if limits.min_accuracy is not None:
-        share = known.score
-        if metric_of(known.goal).form != "share":
-            raise UserError(
-                f"--min-accuracy: is a fraction, and {subject.path} is judged by its "
-                f"{metric_of(known.goal).title}; use --max-drop-points, in the unit of that"
-            )
-        outcome = at_least(share, limits.min_accuracy)
-        found.append(
-            Finding(
-                rule="min-accuracy",
-                outcome=outcome,
-                limit=limits.min_accuracy,
-                seen=share,
-                unit="fraction",
-                repeats=known.samples,
-                sentence=f"{metric_of(known.goal).title} is {share.value:.2%} "
-                f"[{share.low:.2%}, {share.high:.2%}], "
-                f"{limits.min_accuracy:.2%} are asked; {known.source}"
-                + _too_few(outcome, share, limits.min_accuracy, known.samples),
-            )
-        )
+        found.append(_share(known, limits.min_accuracy))
     return found
+
+
+def _drop(known: accuracy.Accuracy, limit: float) -> Finding:
+    drop = _lost(known)
+    unit = delta_unit(known.goal)
+    outcome = at_most(drop, limit)
+    ends = (drop.value, drop.low, drop.high)
+    said = f"{delta_number(known.goal, *ends)} {delta_bounds(known.goal, *ends)} {unit}".rstrip()
+    return Finding(
+        rule="max-drop-points",
+        outcome=outcome,
+        limit=limit,
+        seen=drop,
+        unit=unit,
+        repeats=known.samples,
+        sentence=f"{metric_of(known.goal).title} got worse by {said}, {limit:g} are allowed; "
+        f"{known.source}{_too_few(outcome, drop, limit, known.samples)}",
+    )
+
+
+def _share(known: accuracy.Accuracy, limit: float) -> Finding:
+    share = known.score
+    outcome = at_least(share, limit)
+    return Finding(
+        rule="min-accuracy",
+        outcome=outcome,
+        limit=limit,
+        seen=share,
+        unit="fraction",
+        repeats=known.samples,
+        sentence=f"{metric_of(known.goal).title} is {share.value:.2%} "
+        f"[{share.low:.2%}, {share.high:.2%}], {limit:.2%} are asked; {known.source}"
+        + _too_few(outcome, share, limit, known.samples),
+    )
 
 
 def _lost(known: accuracy.Accuracy) -> Interval:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.record import TaskKind
 from deploy.serve.served import Models, Served
 
 Schema = dict[str, Any]
@@ -42,7 +43,8 @@ _METADATA: Schema = {
         "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}},
         "parameters": {
             "type": "object",
-            "description": "Ours: version, labels, scores (probabilities or logits), digest.",
+            "description": "Ours: version, task, unit (of a regression), labels (names of classes, "
+            "labels or targets), scores (probabilities, logits, values or reconstruction), digest.",
         },
     },
 }
@@ -74,6 +76,13 @@ _WHY = {
     413: "The body is too large.",
     415: "The body is compressed.",
     503: "Too many requests wait; try again after the seconds in Retry-After.",
+}
+_ANSWERS: dict[TaskKind, str] = {
+    "classification": "the name of the best class, the probability of each, and the graph's own "
+    "scores",
+    "multi_label": "the probability of each label; a sample has those of one half or more",
+    "regression": "the value of each target, in the unit that the metadata states",
+    "reconstruction": "the anomaly score: more is less usual",
 }
 _HEADER = {
     "name": "Inference-Header-Content-Length",
@@ -149,8 +158,11 @@ def _paths(model: Served) -> tuple[str, str]:
 
 def _infer(model: Served) -> Schema:
     statuses = (400, 404, 408, 413, 415, 503)
+    task = model.runtime.metadata.goal.task
+    names = ", ".join(f"`{spec.name}`" for spec in model.outputs)
     return {
         "summary": f"Ask {model.name} {model.version}",
+        "description": f"Answers with {_ANSWERS[task]}: {names}.",
         "parameters": [_HEADER],
         "requestBody": {
             "required": True,

@@ -62,6 +62,8 @@ class Served:
             "outputs": [spec.stated() for spec in self.outputs],
             "parameters": {
                 "version": self.version,
+                "task": said.goal.task,
+                "unit": said.goal.unit,
                 "labels": list(self.runtime.labels),
                 "scores": said.scores,
                 "digest": self.runtime.bundle.digest,

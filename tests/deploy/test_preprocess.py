@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from deploy.preprocess import (
     Scale,
     Table,
     apply,
+    prepared,
 )
 
 sizes = st.integers(1, 1000)
@@ -72,6 +75,47 @@ def test_a_sample_alone_gives_the_same_numbers_as_in_its_batch(batch):
     )
     alone = [apply(spec, batch[index : index + 1]) for index in range(len(batch))]
     np.testing.assert_array_equal(apply(spec, batch), np.concatenate(alone))
+
+
+specs = st.lists(
+    st.one_of(
+        st.builds(Cast, dtype=st.sampled_from(["float32", "int32", "uint8"])),
+        st.builds(Scale, factor=st.floats(-2, 2, width=32), offset=st.floats(-2, 2, width=32)),
+        st.builds(Normalize, mean=st.just((0.5,)), std=st.just((0.25,))),
+        st.builds(Clip, low=st.just((-1.0,)), high=st.just((1.0,))),
+        st.builds(Pad, height=st.just(5), width=st.just(5)),
+        st.builds(Resize, height=st.just(2), width=st.just(3)),
+        st.just(Reshape(shape=(3, 4))),
+        st.just(Reshape(shape=(4, 3, 1))),
+    ),
+    max_size=4,
+).map(tuple)
+samples = st.sampled_from(["uint8", "float32", "int64"]).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype, st.sampled_from([(1, 4, 3, 1), (3, 4, 3, 1)]), elements=st.integers(0, 255)
+    )
+)
+
+
+def outcome(prepare, batch):
+    """Return what comes out, or else the sentence of the refusal."""
+    try:
+        return prepare(batch), None
+    except UserError as refusal:
+        return None, str(refusal)
+
+
+@given(specs, samples)
+def test_a_prepared_spec_gives_the_numbers_or_the_refusal_that_apply_gives(spec, batch):
+    ready = prepared(spec, batch.shape[1:], batch.dtype)
+    before = batch.copy()
+    (expected, refusal), (found, same) = outcome(partial(apply, spec), batch), outcome(ready, batch)
+    assert refusal == same
+    if expected is not None:
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert found.tobytes() == expected.tobytes()
+        assert found.flags.c_contiguous
+    np.testing.assert_array_equal(batch, before)
 
 
 @given(images)

@@ -21,12 +21,13 @@ function example(path, content) {
   return [make("pre", `curl ${location.origin}${path} -d '${body}'`)];
 }
 
-function section(path, method, { summary, parameters = [], requestBody, responses }) {
+function section(path, method, { summary, description = "", parameters = [], requestBody, responses }) {
   const rows = Object.entries(responses).map(([status, { description }]) =>
     make("tr", "", make("td", status), make("td", description)));
   return make("section", "",
     make("h2", `${method.toUpperCase()} ${path}`),
     make("div", summary),
+    make("div", description.replaceAll("`", "")),
     ...parameters.map((p) => make("div", `${p.name}: ${p.description}`)),
     ...example(path, requestBody?.content),
     make("table", "", ...rows));

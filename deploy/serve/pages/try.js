@@ -109,12 +109,36 @@ const ask = guarded(async () => {
   const { name, datatype, shape } = model.input;
   const said = await call("POST", `${model.path}/infer`, {
     inputs: [{ name, datatype, shape: [1, ...shape.slice(1)], data: sample() }],
-    outputs: [{ name: "label" }, { name: "probabilities" }],
   });
   if (turn !== asked) return; // something newer was asked
-  const [label, probabilities] = said.outputs;
-  $("label").textContent = label.data[0];
-  const order = probabilities.data.map((p, index) => [p, index]).sort((a, b) => b[0] - a[0]);
+  show(said.outputs);
+});
+
+function show(outputs) {
+  const { labels, task, unit } = model.parameters;
+  const data = Object.fromEntries(outputs.map((output) => [output.name, output.data]));
+  const [first] = outputs;
+  const rounded = (value) => String(Number(value.toPrecision(6)));
+  switch (task) {
+    case "classification":
+      $("label").textContent = data.label[0];
+      bars(data.probabilities);
+      break;
+    case "multi_label":
+      $("label").textContent = labels.filter((_, index) => first.data[index] >= 0.5).join(", ") || "no label";
+      bars(first.data);
+      break;
+    case "regression":
+      $("label").textContent = first.data
+        .map((value, index) => `${labels[index]} ${rounded(value)} ${unit}`.trim()).join(", ");
+      break;
+    default:
+      $("label").textContent = `anomaly score ${rounded(first.data[0])}`;
+  }
+}
+
+function bars(shares) {
+  const order = shares.map((p, index) => [p, index]).sort((a, b) => b[0] - a[0]);
   $("bars").replaceChildren(...order.slice(0, MOST_BARS).map(([p, index]) => {
     const line = document.createElement("li");
     const [text, percent, bar] = ["span", "span", "meter"].map((tag) => document.createElement(tag));
@@ -124,7 +148,7 @@ const ask = guarded(async () => {
     line.append(text, bar, percent);
     return line;
   }));
-});
+}
 
 function at(event) {
   const box = canvas.getBoundingClientRect();

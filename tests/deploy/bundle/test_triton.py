@@ -92,6 +92,23 @@ def test_the_config_says_what_the_manifest_does(lship):
     assert parameters["intra_op_thread_count"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("task", "words", "has_labels"),
+    [
+        ("multi_label", "probabilities, one a label, in the order of `labels.txt`", True),
+        ("regression", "values in lux, in this order: light", False),
+        ("reconstruction", "the mean square of the difference", False),
+    ],
+)
+def test_what_another_task_answers_is_said_in_its_own_words(tmp_path, task, words, has_labels):
+    place = write_triton(open_bundle(tiny.bundle_of(task, tmp_path / "b")), tmp_path / "repository")
+    read = (place / "README.md").read_text()
+    assert words in read
+    assert "class" not in read
+    assert (place / "labels.txt").exists() == has_labels
+    assert ("label_filename" in (place / "config.pbtxt").read_text()) == has_labels
+
+
 def test_a_model_of_one_sample_at_a_time_is_not_batched(tmp_path):
     model, data = tiny.write_model(tmp_path / "one", tiny.model(batch=1))
     read = parsed(config(bundle_model(model, data, tmp_path / "m.lship").manifest))

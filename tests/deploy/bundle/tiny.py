@@ -3,9 +3,10 @@
 import msgspec
 import numpy as np
 
+from deploy.bundle.make import bundle_model
 from deploy.evalset import EvalSet
 from deploy.preprocess import Reshape, Scale
-from deploy.record import sha256_of
+from deploy.record import Goal, sha256_of
 from deploy.session import ModelMetadata
 from tests.deploy import tiny_onnx
 from tests.deploy.report.example import example
@@ -58,3 +59,60 @@ def write_run(folder):
     (folder / "results.json").write_bytes(msgspec.json.encode(results))
     samples().save(folder / "test.npz")
     return results
+
+
+SIDE = 4
+GOALS = {
+    "multi_label": Goal(task="multi_label", metric="f1_macro"),
+    "regression": Goal(task="regression", metric="mae", unit="lux"),
+    "reconstruction": Goal(task="reconstruction", metric="roc_auc"),
+}
+
+
+def bundle_of(task, folder):
+    """Bundle a model of another task, on images of 4 × 4 bytes; return the .lship file.
+
+    It says which half is lit (multi-label), the mean light (regression), or all but the last row
+    of its input, so that light there is an anomaly.
+    """
+    pixels = SIDE * SIDE
+    left = np.tile(np.arange(SIDE) < SIDE // 2, SIDE)
+    weights = {
+        "multi_label": np.stack([left, ~left], axis=1) * 2,
+        "regression": np.full((pixels, 1), 1 / pixels),
+        "reconstruction": np.diag(np.arange(pixels) < pixels - SIDE),
+    }[task].astype(np.float32)
+    names = {"multi_label": ("left", "right"), "regression": ("light",)}
+    about = msgspec.structs.replace(
+        ABOUT,
+        preprocess=(Reshape(shape=(pixels,)), Scale(factor=1 / 255)),
+        labels=names.get(task, ("normal", "anomaly")),
+        goal=GOALS[task],
+    )
+    nodes = [("Gemm", ["x", "w", "b"], ["sums" if task == "multi_label" else "scores"])]
+    if task == "multi_label":
+        nodes.append(("Sigmoid", ["sums"], ["scores"]))
+    content = tiny_onnx.model(
+        nodes,
+        inputs={"x": ("float32", ("batch", pixels))},
+        outputs={"scores": ("float32", ("batch", weights.shape[1]))},
+        initializers={
+            "w": weights,
+            "b": np.full(weights.shape[1], -4.0 if task == "multi_label" else 0, np.float32),
+        },
+        metadata=about.to_props(),
+    )
+    x = np.random.default_rng(0).integers(0, 256, (24, SIDE, SIDE), dtype=np.uint8)
+    x[::2, -1] = 0
+    truth = {
+        "multi_label": np.stack([x[..., :2].mean(axis=(1, 2)), x[..., 2:].mean(axis=(1, 2))], 1)
+        > 128,
+        "regression": x.mean(axis=(1, 2), keepdims=True)[:, 0] / 255,
+        "reconstruction": x[:, -1].any(axis=1),
+    }[task]
+    y = truth.astype(np.float32 if task == "regression" else np.int64)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(content)
+    EvalSet(x=x, y=y).save(folder / "test.npz")
+    bundle_model(folder / "model.onnx", folder / "test.npz", folder / f"{task}.lship")
+    return folder / f"{task}.lship"

@@ -13,9 +13,10 @@ from deploy.bench import Bench
 from deploy.bundle.container import write_whole
 from deploy.bundle.make import bundle_model
 from deploy.check import formats
+from deploy.check.accuracy import Accuracy
 from deploy.check.int8 import products
 from deploy.check.rules import Checked, Finding, Limits, look, overall, samples_needed
-from deploy.check.run import _Pace, _Repeated, _until_told, check
+from deploy.check.run import _drop, _Pace, _Repeated, _until_told, check
 from deploy.cli import cli
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
@@ -219,6 +220,29 @@ def test_a_bundle_of_a_run_is_believed_what_its_run_measured(tmp_path):
     result = invoke(tmp_path / "b.lship", "--max-drop-points", 99, "--json")
     assert result.exit_code == 0, result.output
     assert "as its run measured" in json.loads(result.stdout)["findings"][0]["sentence"]
+
+
+def test_a_loss_in_a_small_unit_keeps_its_digits(tmp_path):
+    bundle = tiny.bundle_of("regression", tmp_path)
+    words = ("--data", tmp_path / "test.npz", "--baseline", tmp_path / "model.onnx")
+    result = invoke(bundle, *words, "--max-drop-points", 0.001)
+    assert result.exit_code == 0, result.output
+    assert "mean absolute error got worse by 0.00 [0.00, 0.00] lux, 0.001 are" in result.stdout
+    worse = Interval(value=0.00123, low=0.00111, high=0.00142)
+    goal = tiny.GOALS["regression"]
+    known = Accuracy(goal=goal, samples=9, score=worse, delta=worse, source="here")
+    assert _drop(known, 0.001).sentence.startswith(
+        "mean absolute error got worse by +0.00123 [+0.00111, +0.00142] lux, 0.001 are allowed"
+    )
+
+
+def test_a_fraction_is_refused_for_an_error_before_anything_is_measured(tmp_path):
+    bundle = tiny.bundle_of("regression", tmp_path)
+    result = invoke(bundle, "--min-accuracy", 0.9, "--max-peak-memory", "1GB", "--data", "none.npz")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "--min-accuracy: is a fraction" in line
+    assert "judged by its mean absolute error; use --max-drop-points" in line
 
 
 def test_an_int8_kernel_is_told_from_a_float_one_by_what_ran():

@@ -74,6 +74,13 @@ def floats(tmp_path_factory):
     return folder / "f.lship"
 
 
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    """A bundle of images for each task but classification."""
+    folder = tmp_path_factory.mktemp("tasks")
+    return {task: tiny.bundle_of(task, folder / task.replace("_", "-")) for task in tiny.GOALS}
+
+
 class Process:
     """``lightship serve`` in a process of its own."""
 

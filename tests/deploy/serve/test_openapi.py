@@ -22,6 +22,29 @@ def test_the_example_of_every_model_is_answered_as_described(client):
         jsonschema.validate(said, described["components"]["schemas"]["Answer"])
 
 
+def test_other_tasks_are_described_with_what_they_answer(serving, tasks):
+    with (
+        serving(*tasks.values()) as server,
+        contextlib.closing(server.client()) as client,
+    ):
+        described = client.json("GET", "/openapi.json")[1]["paths"]
+        said = {}
+        for task in tasks:
+            path = f"/v2/models/{task.replace('_', '-')}"
+            operation = described[f"{path}/infer"]["post"]
+            said[task] = operation["description"]
+            content = operation["requestBody"]["content"]["application/json"]
+            status, answered = client.json("POST", f"{path}/infer", content["example"])
+            assert status == 200
+            about = client.json("GET", path)[1]
+            assert about["parameters"]["task"] == task
+            assert [o["name"] for o in about["outputs"]] == [o["name"] for o in answered["outputs"]]
+    assert "probability of each label" in said["multi_label"]
+    assert "value of each target" in said["regression"]
+    assert "anomaly score" in said["reconstruction"]
+    assert "`anomaly_score`" in said["reconstruction"]
+
+
 def test_a_key_is_described_where_one_is_needed(serving, bundles):
     key = "0123456789abcdef"
     environment = {"LIGHTSHIP_API_KEY": key}

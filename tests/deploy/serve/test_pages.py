@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from deploy import load
+from deploy.bundle.answers import answers_in_words
+from tests.deploy.bundle import tiny
 from tests.deploy.report.browser import Browser, find_browser
 from tests.deploy.serve.conftest import SIDE, halves
 
@@ -109,6 +111,32 @@ def test_a_page_asks_its_own_server_alone_and_fits(browser, server, path, width)
     requests = [r["request"]["url"] for r in browser.said("Network.requestWillBeSent")]
     assert all(url.startswith((server.url, "data:")) for url in requests)
     assert browser.run("document.documentElement.scrollWidth") <= width
+    assert not complaints(browser)
+
+
+def test_a_model_of_another_task_is_answered_in_the_words_of_predict(browser, serving, tasks):
+    with serving(*tasks.values()) as server:
+        for name, path in tasks.items():
+            bundle = name.replace("_", "-")
+            opened(browser, server.url, f"{bundle} 1.0.0")
+            browser.wait_for(f"model && model.name === '{bundle}' && {READY}")
+            draw(browser, (0.2, 0.05), (0.2, 0.5), (0.2, 0.95))
+            said = browser.wait_for(LABEL)
+            sample = asked(browser).reshape(tiny.SIDE, tiny.SIDE).astype(np.uint8)
+            runtime = load(path)
+            (expected,) = answers_in_words(runtime.predict(sample), runtime.metadata)
+            if name == "multi_label":
+                assert said == "left"
+                assert browser.run("document.querySelectorAll('#bars li').length") == 2
+            elif name == "regression":
+                number = expected.data["values"]["light"]
+                assert float(said.removeprefix("light ").removesuffix(" lux")) == pytest.approx(
+                    number, rel=1e-5
+                )
+            else:
+                number = expected.data["anomaly_score"]
+                assert number > 0
+                assert float(said.removeprefix("anomaly score ")) == pytest.approx(number, rel=1e-5)
     assert not complaints(browser)
 
 
