@@ -194,7 +194,7 @@ def select(
             name=name,
             folds=tuple(folds[name]),
             mean=float(of.mean()),
-            interval=corrected_interval(of, ratio),
+            interval=_possible(corrected_interval(of, ratio), metric),
         )
         for name, of in values.items()
     )
@@ -225,6 +225,14 @@ def select(
         paired=paired,
         facts=facts or {},
     )
+
+
+def _possible(interval: Interval | None, metric: str) -> Interval | None:
+    """Return what of an interval a metric can be: nothing below 0, and no accuracy above 1."""
+    if interval is None:
+        return None
+    high = min(1.0, interval.high) if metric.endswith("accuracy") else interval.high
+    return Interval(value=interval.value, low=max(0.0, interval.low), high=high)
 
 
 def corrected_interval(values: npt.NDArray[np.float64], ratio: float) -> Interval | None:

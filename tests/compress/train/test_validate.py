@@ -148,6 +148,15 @@ def test_a_clear_lead_is_better_and_a_small_one_is_noise():
     assert bad.interval.excludes(0)
 
 
+def test_an_interval_holds_only_what_its_metric_can_be():
+    (accuracy,) = selected(a=[1.0, 0.8]).candidates
+    assert accuracy.interval.high == 1.0
+    assert accuracy.interval.low == 0.0
+    (loss,) = selected(metric="val_loss", a=[1.0, 0.2]).candidates
+    assert loss.interval.high > 1.0
+    assert loss.interval.low == 0.0
+
+
 def test_the_winner_of_a_loss_is_the_smallest():
     assert selected(metric="val_loss", a=[0.5, 0.6], b=[0.1, 0.2]).winner == "b"
 
