@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 import deploy.cli
+from compress.cli.clustering import cluster_command
+from compress.cli.distilling import distill_command
 from compress.cli.experiments import demo, run
 from compress.cli.exporting import export
 from compress.cli.low_rank import low_rank_command
@@ -50,6 +52,8 @@ for _command in (
     find_learning_rate,
     prune,
     low_rank_command,
+    cluster_command,
+    distill_command,
     export,
     quantize,
     sensitivity_command,
