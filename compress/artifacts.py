@@ -227,6 +227,7 @@ def _keras_layer_facts(model: Any, notes: Mapping[str, str]) -> tuple[LayerFacts
                     zeros=sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels),
                     bits=8 * kernels[0].itemsize,
                     note=notes.get(name),
+                    distinct=max(len(np.unique(kernel)) for kernel in kernels),
                 )
             )
     return tuple(facts)

@@ -29,6 +29,8 @@ from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.networks import KerasFile, Network, PythonFunction, load_keras
 from compress.prune.channels import Faster, PruneChannels
+from compress.prune.clusters import Cluster
+from compress.prune.distill import Distill
 from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
@@ -50,6 +52,7 @@ from compress.steps import (
     litert_step,
     onnx_step,
     reasons_left_alone,
+    require_kept,
 )
 from compress.store import Store, code_digest, key_of
 from compress.train.distribute import Worker
@@ -159,7 +162,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         )
         return key_of({"export": recipe.export, "parent": keras_key, **writing})
 
-    brought = digest_of_what_the_user_brings(recipe, task)
+    brought = digest_of_what_the_user_brings(recipe.network, task, seed=recipe.seed)
     trained = key_of(
         {"network": recipe.network, "brought": brought, "train": recipe.train, **training}
     )
@@ -179,7 +182,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         keras_key, file = None, _ONNX
         if isinstance(step, KerasStep):
             made = {"step": step, "parent": parent.keras_key, **training}
-            if isinstance(step, QuantizeAware | FoldBatchNorm):
+            if isinstance(step, QuantizeAware | FoldBatchNorm | Cluster):
                 made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
             if isinstance(step, PruneChannels) and step.widths is not None:
                 steps = code_digest("deploy/widths.py")
@@ -190,6 +193,9 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
                 made |= _timed_here()
             if distillation_of(step) is not None:
                 made |= {"teacher": trained}
+            if isinstance(step, Distill) and step.network is not None:
+                seed, network = recipe.seed, step.network
+                made |= {"brought": digest_of_what_the_user_brings(network, task, seed=seed)}
             keras_key = key_of(made)
             model_key = onnx_of(keras_key, step)
         elif isinstance(step, LiteRtStep):
@@ -372,8 +378,12 @@ class _Making:
     @property
     def _trusted(self) -> bool:
         """Whether the user's network may carry code, which its children then carry too."""
-        network = self.recipe.network
-        return isinstance(network, KerasFile) and network.trust_code
+        steps = (stage.step for stage in self.stages.values())
+        taught = (step.network for step in steps if isinstance(step, Distill))
+        return any(
+            isinstance(network, KerasFile) and network.trust_code
+            for network in (self.recipe.network, *taught)
+        )
 
     def _train(self, stage: Stage, folder: Path) -> None:
         """Write ``model.keras``, its record and how its training went."""
@@ -422,8 +432,10 @@ class _Making:
         notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
         if isinstance(stage.step, QuantizeAware):
             notes |= why_not_int8(model, target=this_target())
-        about = self._about(stage, self._parent_onnx(stage))
-        save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
+        parent = self._parent_onnx(stage)
+        about = self._about(stage, parent)
+        record = save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
+        require_kept(record, stage.step, read_record(parent) if parent else None)
 
     def _quantize(self, stage: Stage, folder: Path) -> None:
         """Write what an ONNX step makes of its parent, and its record."""
@@ -621,7 +633,7 @@ def baseline_step(network: Network, train: Fit | None) -> dict[str, object]:
     return dict(msgspec.to_builtins(made))
 
 
-def digest_of_what_the_user_brings(recipe: Recipe, task: Task) -> str | None:
+def digest_of_what_the_user_brings(network: Network, task: Task, *, seed: int) -> str | None:
     """Return a digest of the network that the user's file or code gives; None for our own.
 
     Code may import other code, so it is what it builds that counts: layers, settings and weights.
@@ -629,7 +641,6 @@ def digest_of_what_the_user_brings(recipe: Recipe, task: Task) -> str | None:
     Raises:
         UserError: if there is no such file, or the code does not build a network for the task.
     """
-    network = recipe.network
     if isinstance(network, KerasFile):
         if not Path(network.path).is_file():
             raise UserError(f"network: {network.path}: no such file; give a .keras or .h5 file")
@@ -638,7 +649,7 @@ def digest_of_what_the_user_brings(recipe: Recipe, task: Task) -> str | None:
         with needs_extra("compress"):
             import tf_keras
         tf_keras.backend.clear_session()  # Keras numbers the names it makes up, from here on
-        model, _ = baseline(network, None, task, seed=recipe.seed)
+        model, _ = baseline(network, None, task, seed=seed)
         digest = hashlib.sha256(model.to_json().encode())
         for weight in model.get_weights():
             digest.update(weight.tobytes())

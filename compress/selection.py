@@ -227,7 +227,7 @@ def _fold(recipe: Recipe, task: Task, metric: str, index: int, store: Store) -> 
         {
             "kind": "fold",
             "network": recipe.network,
-            "brought": digest_of_what_the_user_brings(recipe, task),
+            "brought": digest_of_what_the_user_brings(recipe.network, task, seed=recipe.seed),
             "train": recipe.train,
             "samples": task.digest,
             "seed": _seed(recipe, index),

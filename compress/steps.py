@@ -26,7 +26,15 @@ from compress.prune.channels import (
     check_channel_names,
     prune_channels,
 )
+from compress.prune.clusters import (
+    Cluster,
+    check_clustered,
+    cluster,
+    reasons_not_clustered,
+    why_not_as_clustered,
+)
 from compress.prune.dead import RemoveDead, dead_facts, remove_dead
+from compress.prune.distill import Distill, distill
 from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
 from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
 from compress.prune.magnitude import (
@@ -43,6 +51,7 @@ from compress.quantize.aware import (
     learned,
     quantize_aware,
     why_not_aware,
+    why_not_kept,
 )
 from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
 from compress.quantize.mixed import (
@@ -68,9 +77,10 @@ from compress.quantize.post_training import (
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
 from deploy.bench import Bench, race
-from deploy.errors import UserError
+from deploy.errors import ParityError, UserError
 from deploy.kernels import why_not_int8
 from deploy.machine import this_target
+from deploy.record import Artifact
 
 KerasStep = (
     MagnitudePrune
@@ -78,6 +88,8 @@ KerasStep = (
     | PruneChannels
     | RemoveDead
     | LowRank
+    | Cluster
+    | Distill
     | FoldBatchNorm
     | QuantizeAware
 )
@@ -178,6 +190,20 @@ def keras_step(
                 on_epoch=on_epoch,
                 files=files,
             )
+        case Cluster():
+            return cluster(
+                _folded(model, task),
+                step,
+                task,
+                seed=seed,
+                teacher=taught,
+                on_epoch=on_epoch,
+                files=files,
+            )
+        case Distill():
+            return distill(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
+            )
         case FoldBatchNorm():
             return _folded(model, task), None
         case QuantizeAware():
@@ -245,6 +271,29 @@ def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any
     one = task.kind == "classification"
     require_as_trained(quantized, float_model, model, task.validation.x, chooses_class=one)
     return quantized
+
+
+def require_kept(made: Artifact, step: Step | None, parent: Artifact | None) -> None:
+    """Check in the bytes of a file what its step promises of its weights.
+
+    A clustered kernel has no more distinct values than were asked for; training for int8 keeps the
+    zeros, and where asked for the number of distinct values, of each kernel it is given.
+
+    Args:
+        made: the record of the file.
+        step: the step that made it; None is the baseline's training.
+        parent: the record of the file that the step's parent became.
+
+    Raises:
+        ParityError: if a layer breaks the promise.
+    """
+    why_not = None
+    if isinstance(step, Cluster):
+        why_not = why_not_as_clustered(made.layers, step)
+    elif isinstance(step, QuantizeAware) and parent is not None:
+        why_not = why_not_kept(made.layers, parent.layers, step)
+    if why_not is not None:
+        raise ParityError(why_not)
 
 
 def onnx_step(
@@ -322,6 +371,10 @@ def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, st
             return dead_facts(original, made, step)
         case LowRank():
             return reasons_whole(original, step, made)
+        case Cluster():
+            return reasons_not_clustered(original, step) | fold_batch_norm(original)[1]
+        case Distill():
+            return {}
         case FoldBatchNorm():
             return fold_batch_norm(original)[1]
         case QuantizeAware():
@@ -348,7 +401,8 @@ def check_layer_names(model: Any, step: Step) -> None:  # one case a step
         UserError: if a name or pattern of the step matches no layer.
     """
     how = distillation_of(step)
-    why_not = how and (why_not_hinted(model, how) or why_not_hinting(model, how))
+    same = not (isinstance(step, Distill) and step.network)  # any other step keeps the layers
+    why_not = how and ((same and why_not_hinted(model, how)) or why_not_hinting(model, how))
     if why_not:
         raise UserError(why_not)
     match step:
@@ -360,12 +414,15 @@ def check_layer_names(model: Any, step: Step) -> None:  # one case a step
             check_channel_names(model, step)
         case LowRank():
             check_low_rank_names(model, step)
+        case Cluster():
+            check_clustered(model, step)
         case QuantizeAware():
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
             _check_left_out(model, step)
         case (
             FoldBatchNorm()
+            | Distill()
             | RemoveDead()
             | QuantizeDynamic()
             | QuantizeMixed()
@@ -401,6 +458,8 @@ def epochs_of(step: Step) -> int:
         return step.epochs
     if isinstance(step, LowRank):
         return step.fine_tune.epochs if step.fine_tune else 0
-    if isinstance(step, MagnitudePrune | EntropyPrune | QuantizeAware):
+    if isinstance(step, Distill):
+        return step.train.epochs
+    if isinstance(step, MagnitudePrune | EntropyPrune | Cluster | QuantizeAware):
         return step.fine_tune.epochs
     return 0

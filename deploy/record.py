@@ -56,6 +56,14 @@ class LayerFacts(Record, frozen=True):
     """Width of the stored weights: 32, 16, 8 or 4."""
     note: str | None = None
     """Why a technique left this layer alone, in the technique's own words."""
+    distinct: int | None = None
+    """Different values among the stored weights; None in records of before they were counted."""
+
+    @property
+    def shares_values(self) -> bool:
+        """Whether the weights share few values: a quarter of what fits 8 bits, or of the weights."""
+        few = min(2 ** min(self.bits, 8), self.parameters) // 4
+        return self.distinct is not None and self.distinct <= few
 
     @property
     def sparsity(self) -> float:

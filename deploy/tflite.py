@@ -176,6 +176,7 @@ def layer_facts(model: Tflite, notes: Mapping[str, str]) -> tuple[LayerFacts, ..
                 zeros=int(np.count_nonzero(stored == _zeros_of(weight))),
                 bits=4 if weight.dtype == "int4" else 8 * stored.itemsize,
                 note=notes.get(name),
+                distinct=len(np.unique(stored)),
             ),
         )
     return tuple(facts.values())

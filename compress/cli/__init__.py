@@ -6,6 +6,8 @@ import click
 
 import deploy.cli
 from compress.cli.channels import prune_channels_command, remove_dead_command
+from compress.cli.clustering import cluster_command
+from compress.cli.distilling import distill_command
 from compress.cli.experiments import demo, run
 from compress.cli.exporting import export
 from compress.cli.low_rank import low_rank_command
@@ -53,6 +55,8 @@ for _command in (
     prune_channels_command,
     remove_dead_command,
     low_rank_command,
+    cluster_command,
+    distill_command,
     export,
     quantize,
     sensitivity_command,

@@ -118,6 +118,23 @@ def fit_asked(options: dict[str, Any]) -> Fit:
     return fit
 
 
+def distill_asked(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``teacher_options`` say of a step's key ``distill``, which may be nothing."""
+    if options["distill"] is False and options["teacher"] is not None:
+        raise UserError("--teacher and --no-distill exclude each other; leave one out")
+    if options["distill"] is None and options["teacher"] is None:
+        return {}
+    return {"distill": options["distill"] is not False}
+
+
+def teacher_asked(options: dict[str, Any], original: Any, *, trust_code: bool) -> Any:
+    """Return the tf-keras model that ``teacher_options`` name: the original if none."""
+    from compress.networks import load_keras
+
+    path = options["teacher"]
+    return original if path is None else load_keras(path, trust_code=trust_code)
+
+
 def _set(table: dict[str, Any], setting: str) -> None:
     """Put ``KEY=VALUE`` into nested tables: dots lead into a table, values are TOML or plain text."""
     import msgspec

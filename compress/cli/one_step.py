@@ -56,12 +56,24 @@ def resumable(
     checkpoint.unlink(missing_ok=True)
 
 
-def description(task: Task, step: Any, *, parent: Path | None = None) -> ModelMetadata:
-    """Return what a model made by one step says of itself."""
+def description(
+    task: Task, step: Any, *, parent: Path | None = None, teacher: Path | None = None
+) -> ModelMetadata:
+    """Return what a model made by one step says of itself.
+
+    Args:
+        task: what it was made for.
+        step: the step.
+        parent: the file it was made from.
+        teacher: the file whose answers its training listened to, if that is another one.
+    """
     from compress.artifacts import describe
     from deploy.record import sha256_of
 
-    return describe(task, step=builtins_of(step), parent=sha256_of(parent) if parent else None)
+    made = builtins_of(step)
+    if teacher is not None:
+        made["teacher"] = sha256_of(teacher)
+    return describe(task, step=made, parent=sha256_of(parent) if parent else None)
 
 
 def watching(out: Path, *, epochs: int) -> ConsoleWatcher:

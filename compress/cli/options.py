@@ -168,6 +168,25 @@ def fit_options(command: Command) -> Command:
     return command
 
 
+def teacher_options(command: Command) -> Command:
+    """Add the options of who teaches a fine-tuning."""
+    options = (
+        click.option(
+            "--teacher",
+            type=FILE,
+            help="The Keras model whose answers it listens to.  [default: MODEL itself]",
+        ),
+        click.option(
+            "--distill/--no-distill",
+            default=None,
+            help="Whether it listens to a teacher.  [default: as the step does in a recipe]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def living_options(command: Command) -> Command:
     """Add the options of what a training leaves on disk while it runs."""
     options = (

@@ -9,8 +9,10 @@ import click
 
 from compress.cli.asked import (
     checked,
+    distill_asked,
     fit_asked,
     task_asked,
+    teacher_asked,
 )
 from compress.cli.one_step import description, resumable, say_done, watching
 from compress.cli.options import (
@@ -18,6 +20,7 @@ from compress.cli.options import (
     fit_options,
     living_options,
     out_option,
+    teacher_options,
     trust_option,
 )
 from deploy.cli.options import (
@@ -44,6 +47,7 @@ from deploy.errors import UserError
     help="Instead of a sparsity: what a coded bit costs in training, as 0.1; it decides what goes.",
 )
 @click.option("--skip", multiple=True, metavar="LAYER", help="Leave a layer alone; * matches.")
+@teacher_options
 @trust_option
 @fit_options
 @living_options
@@ -74,7 +78,11 @@ def prune(
     from compress.steps import keras_step, reasons_left_alone
 
     require_place(out, suffix=".keras", other_than=model)
-    asked: dict[str, Any] = {"skip": skip, "fine_tune": fit_asked(options)}
+    asked: dict[str, Any] = {
+        "skip": skip,
+        "fine_tune": fit_asked(options),
+        **distill_asked(options),
+    }
     step: MagnitudePrune | EntropyPrune
     if price_per_bit is None:
         by_size: dict[str, Any] = {
@@ -91,14 +99,21 @@ def prune(
         step = checked({**asked, **by_price}, EntropyPrune)
     task, seed = task_asked(options, like=model), options["seed"]
     original = load_keras(model, trust_code=trust_code)
+    teacher = teacher_asked(options, original, trust_code=trust_code)
     with (
         resumable(out, step, options) as files,
         watching(out, epochs=step.fine_tune.epochs) as watcher,
     ):
         pruned, _ = keras_step(
-            original, step, task, seed=seed, on_epoch=watcher.epoch_ended, files=files
+            original,
+            step,
+            task,
+            seed=seed,
+            teacher=teacher,
+            on_epoch=watcher.epoch_ended,
+            files=files,
         )
-        about = description(task, step, parent=model)
+        about = description(task, step, parent=model, teacher=options["teacher"])
         notes = reasons_left_alone(original, step, pruned)
         artifact = save_keras(pruned, out, about, seed=seed, notes=notes)
     say_done(out, artifact, as_json=as_json)

@@ -35,6 +35,7 @@ def layer_facts(model: Any, notes: Mapping[str, str]) -> tuple[LayerFacts, ...]:
                 zeros=int(np.count_nonzero(stored == found.zero_point)),
                 bits=_bits(found.weight),
                 note=notes.get(found.node.name),
+                distinct=len(np.unique(stored)),
             ),
         )
     return tuple(facts.values())

@@ -16,6 +16,7 @@ from compress.data.task import Task
 from compress.networks.named_layers import is_model, named_layers
 from compress.prune.budgets import Budget, without_smallest, zeros_by_sensitivity, zeros_by_size
 from compress.prune.copied import cloned, copied, require_built
+from compress.prune.kernels import kernel_of
 from compress.train.batches import read_batch
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.losses import keras_loss, loss_of
@@ -27,20 +28,6 @@ from deploy.record import Record
 Sparsity = Annotated[float, Meta(ge=0, lt=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
-
-_KERNELS = {
-    "Conv1D": "kernel",
-    "Conv1DTranspose": "kernel",
-    "Conv2D": "kernel",
-    "Conv2DTranspose": "kernel",
-    "Conv3D": "kernel",
-    "Conv3DTranspose": "kernel",
-    "Dense": "kernel",
-    "Embedding": "embeddings",
-    "SeparableConv1D": "pointwise_kernel",
-    "SeparableConv2D": "pointwise_kernel",
-}
-"""The layer types that can be pruned, and which of their weights is."""
 
 
 _SENSITIVITY_SAMPLES = 1000
@@ -287,7 +274,7 @@ def why_not_pruned(layer: Any, step: MagnitudePrune) -> str | None:
         return f"skipped: '{pattern}'"
     if is_model(layer):
         return "is a model: its layers are pruned one by one"
-    kernel = _kernel(layer)
+    kernel = kernel_of(layer)
     if kernel is None:
         if all(len(weight.shape) < 2 for weight in layer.weights):
             return "has no kernel to prune"
@@ -310,7 +297,7 @@ def with_budget(model: Any, step: MagnitudePrune, task: Task) -> MagnitudePrune:
     kernels = {
         layer.name: kernel.numpy()
         for _, layer in named_layers(model)
-        if (kernel := _kernel(layer)) is not None
+        if (kernel := kernel_of(layer)) is not None
         and why_not_pruned(layer, step) is None
         and layer.name not in step.per_layer
     }
@@ -333,7 +320,7 @@ def sparsity_by_layer(model: Any) -> dict[str, float]:
     return {
         layer.name: float(np.mean(kernel.numpy() == 0))
         for _, layer in named_layers(model)
-        if (kernel := _kernel(layer)) is not None
+        if (kernel := kernel_of(layer)) is not None
     }
 
 
@@ -355,7 +342,7 @@ def _loss_without(working: Any, step: MagnitudePrune, task: Task) -> Callable[[s
     split = task.validation if len(task.validation) else task.calibration
     x, y = read_batch(task, split, np.arange(min(_SENSITIVITY_SAMPLES, len(split))))
     loss = keras_loss(loss_of(step.fine_tune.loss, task), task)
-    kernels: dict[str, Any] = {layer.name: _kernel(layer) for _, layer in named_layers(working)}
+    kernels: dict[str, Any] = {layer.name: kernel_of(layer) for _, layer in named_layers(working)}
 
     def loss_without(name: str, share: float) -> float:
         whole = kernels[name].numpy()
@@ -468,13 +455,6 @@ def _why_pattern_does_not_fit(layer: Any, shape: tuple[int, ...], pattern: Patte
     return None
 
 
-def _kernel(layer: Any) -> Any | None:
-    """Return the weight that can be pruned, or None; a subclass in user code is a type of its own."""
-    if not type(layer).__module__.startswith("tf_keras."):
-        return None
-    return getattr(layer, _KERNELS.get(type(layer).__name__, ""), None)
-
-
 def check_names(model: Any, step: MagnitudePrune) -> None:
     """Raise a UserError if ``skip`` or ``per_layer`` name no layer that could be meant.
 
@@ -569,7 +549,7 @@ def _require_targets(model: Any, step: MagnitudePrune) -> None:
     """Raise where the weights themselves do not show the zeros that were asked for."""
     unit = step.pattern.height * step.pattern.width if isinstance(step.pattern, Block) else 1
     for _, layer in named_layers(model):
-        kernel = _kernel(layer)
+        kernel = kernel_of(layer)
         if kernel is None or why_not_pruned(layer, step) is not None:
             continue
         kernel, target = kernel.numpy(), step.target(layer.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
 from deploy.machine import Target, this_target
-from deploy.record import Record
+from deploy.record import LayerFacts, Record
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
@@ -101,6 +101,29 @@ def why_not_aware(name: str, layer: Any, step: QuantizeAware) -> str | None:
         return f"a {kind} is a layer of the user's own, whose arithmetic is not known"
     if kind not in _KERNELS:
         return f"a {kind} has no int8 kernel that training could imitate"
+    return None
+
+
+def why_not_kept(
+    made: Sequence[LayerFacts], parent: Sequence[LayerFacts], step: QuantizeAware
+) -> str | None:
+    """Say which layer of an int8 file lost zeros or gained values, or None if none did.
+
+    Args:
+        made: what the bytes of the file say of its layers.
+        parent: what those of the parent's float file say.
+        step: promises what is compared.
+    """
+    before = {layer.name: layer for layer in parent}
+    for layer in made:
+        was = before.get(layer.name)
+        if was is None or was.parameters != layer.parameters:
+            continue
+        if step.keep_zeros and layer.zeros < was.zeros:
+            return f"quantize_aware: '{layer.name}' has {layer.zeros} zeros left of {was.zeros}"
+        few, many = was.distinct or 0, layer.distinct or 0
+        if step.keep_clusters and many > few:
+            return f"quantize_aware: '{layer.name}' has {many} distinct weights, {few} before"
     return None
 
 
