@@ -181,21 +181,14 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
         parent, step = stages[variant.parent], variant.step
         keras_key, file = None, _ONNX
         if isinstance(step, KerasStep):
-            made = {"step": step, "parent": parent.keras_key, **training}
-            if isinstance(step, QuantizeAware | FoldBatchNorm | Cluster):
-                made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
-            if isinstance(step, PruneChannels) and step.widths is not None:
-                steps = code_digest("deploy/widths.py")
-                made |= {"widths": read_widths(Path(step.widths.table)), "steps": steps}
-            if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
-                isinstance(step, LowRank) and isinstance(step.by, BySpeed)
-            ):
-                made |= _timed_here()
+            made = {
+                "step": step,
+                "parent": parent.keras_key,
+                **training,
+                **_known_to(step, recipe, task),
+            }
             if distillation_of(step) is not None:
                 made |= {"teacher": trained}
-            if isinstance(step, Distill) and step.network is not None:
-                seed, network = recipe.seed, step.network
-                made |= {"brought": digest_of_what_the_user_brings(network, task, seed=seed)}
             keras_key = key_of(made)
             model_key = onnx_of(keras_key, step)
         elif isinstance(step, LiteRtStep):
@@ -218,6 +211,24 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             epochs=epochs_of(step),
         )
     return stages
+
+
+def _known_to(step: KerasStep, recipe: Recipe, task: Task) -> dict[str, object]:
+    """Return what determines a step's result beside its parent, the data and the training code."""
+    made: dict[str, object] = {}
+    if isinstance(step, QuantizeAware | FoldBatchNorm | Cluster):
+        made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+    if isinstance(step, PruneChannels) and step.widths is not None:
+        steps = code_digest("deploy/widths.py")
+        made |= {"widths": read_widths(Path(step.widths.table)), "steps": steps}
+    if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
+        isinstance(step, LowRank) and isinstance(step.by, BySpeed)
+    ):
+        made |= _timed_here()
+    if isinstance(step, Distill) and step.network is not None:
+        seed, network = recipe.seed, step.network
+        made |= {"brought": digest_of_what_the_user_brings(network, task, seed=seed)}
+    return made
 
 
 def _timed_here() -> dict[str, object]:
