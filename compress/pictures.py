@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def _against(axis: Any, found: Search, shown: list[Trial], place: str, *, log: b
     here = [trial for trial in shown if place in trial.values]
     values = [trial.values[place] for trial in here]
     if any(isinstance(value, str | bool) for value in values):
-        values = [str(value) for value in values]
+        values = [_category(value) for value in values]
     _dots(axis, found, here, values)
     if log and here:
         axis.set_xscale("log")
@@ -72,6 +73,27 @@ def _against(axis: Any, found: Search, shown: list[Trial], place: str, *, log: b
         axis.xaxis.set_minor_formatter("")  # the labels between the decades overlap
     axis.set_xlabel(place)
     axis.set_ylabel(found.metric)
+
+
+def _category(value: object) -> str:
+    """Return a choice as it stands on an axis: tables of the recipe by their kinds, not as JSON.
+
+    >>> print(_category('{"kind":"cosine","warmup_epochs":1}'))
+    cosine
+    warmup_epochs 1
+    >>> _category("[]"), _category('[{"kind":"flip"}]'), _category("relu"), _category(True)
+    ('none', 'flip', 'relu', 'True')
+    """
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        read = value
+    if isinstance(read, dict):
+        rest = [f"{name} {content}" for name, content in read.items() if name != "kind"]
+        return "\n".join([str(read.get("kind", "")), *rest]).strip()
+    if isinstance(read, list):
+        return "\n".join(_category(json.dumps(part)) for part in read) or "none"
+    return str(value)
 
 
 def _dots(axis: Any, found: Search, trials: list[Trial], values: list[Any]) -> None:
