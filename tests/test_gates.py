@@ -19,7 +19,7 @@ GATES = {
     "lint-imports": [str(BIN / "lint-imports")],
     "doctests": [*PYTHON, "-m", "pytest", "-q", "--doctest-modules", "deploy/record.py"],
     "recipe reference": [*PYTHON, "scripts/make_recipe_reference", "--check"],
-    "readme table": [*PYTHON, "scripts/make_readme_table", "--check"],
+    "results tables": [*PYTHON, "scripts/make_results_tables", "--check"],
 }
 
 # gate, file, what stands there, what is planted in its place, what the gate must name
@@ -72,8 +72,8 @@ VIOLATIONS = {
         "run scripts/make_recipe_reference",
     ),
     "a number typed into the README": (
-        "readme table", "README.md", "<!-- results: end -->", "| 99.99 % |\n<!-- results: end -->",
-        "run scripts/make_readme_table",
+        "results tables", "README.md", "<!-- results: end -->", "| 99.99 % |\n<!-- results: end -->",
+        "run scripts/make_results_tables",
     ),
 }  # fmt: skip
 
