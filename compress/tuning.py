@@ -140,7 +140,8 @@ class TrainingTrial:
 
         def judge(ended: EpochEnd) -> None:
             if not values:
-                report(ended.epoch, self._metric(ended.metrics))
+                last = ended.last and self.seeds == 1
+                report(ended.epoch, self._metric(ended.metrics), last=last)
 
         for seed in range(recipe.seed, recipe.seed + self.seeds):
             history = _trained(recipe, self.variant, seed=seed % 2**32, on_epoch=judge)

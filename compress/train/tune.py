@@ -337,14 +337,16 @@ class _Searching:
 
     def _epoch(self, slot: int, message: Epoch) -> bool:
         trial = self.running[slot]
-        if self.time_is_up:
+        if self.time_is_up and not message.last:
             return False
         if math.isfinite(message.value):
             trial.report(message.value, message.epoch)
-        if self.tune.halving is not None and trial.should_prune():
-            self.pruned.add(slot)
-            return False
-        return True
+        behind = self.tune.halving is not None and trial.should_prune()
+        # After the last epoch there is nothing left to be saved, and the value is known.
+        if message.last or not behind:
+            return True
+        self.pruned.add(slot)
+        return False
 
     def _end(
         self, slot: int, state: Any, *, value: float | None = None, reason: str | None = None
