@@ -148,8 +148,8 @@ def _read(rates: Any, losses: Any) -> RateCurve:
 
 
 def _why_no_range(*, lowest: float, highest: float, steps: int) -> str | None:
-    if not 0 < lowest < highest:
-        return f"lowest and highest: must rise from above 0, got {lowest:g} and {highest:g}"
+    if not 0 < lowest < highest < math.inf:
+        return f"lowest and highest: must be finite and rise from above 0, got {lowest:g} and {highest:g}"
     if steps < 20:
         return f"steps: a curve needs at least 20, got {steps}"
     return None

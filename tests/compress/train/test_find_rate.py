@@ -58,7 +58,9 @@ def test_the_curve_is_drawn(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"lowest": 1.0, "highest": 0.1}, "must rise from above 0, got 1 and 0.1"),
+        ({"lowest": 1.0, "highest": 0.1}, "must be finite and rise from above 0, got 1 and 0.1"),
+        ({"highest": float("inf")}, "must be finite and rise from above 0, got 1e-06 and inf"),
+        ({"lowest": float("nan")}, "must be finite"),
         ({"steps": 5}, "at least 20, got 5"),
         ({"lowest": 1e3, "highest": 1e5}, "the loss never falls"),
     ],
