@@ -94,6 +94,10 @@ class Tune(Record, frozen=True, kw_only=True):
     """The model that is tuned: the baseline, or a variant whose step trains."""
 
     def __post_init__(self) -> None:
+        if self.metric is not None and not self.metric.startswith("val_"):
+            raise ValueError(
+                f"metric must be that of validation samples, such as val_loss, got {self.metric!r}"
+            )
         if self.method == "grid" and self.trials is not None:
             raise ValueError("a grid tries every one of its points; leave trials out")
         if self.method != "grid" and self.trials is None:
