@@ -343,6 +343,8 @@ class _Searching:
         trial = self.running[slot]
         if self.time_is_up and not message.last:
             return False
+        if not message.judged:
+            return True
         if math.isfinite(message.value):
             trial.report(message.value, message.epoch)
         behind = self.tune.halving is not None and trial.should_prune()

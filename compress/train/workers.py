@@ -30,10 +30,13 @@ class Outcome(Record, frozen=True):
 class Report(Protocol):
     """Told of each epoch of a trial."""
 
-    def __call__(self, epoch: int, value: float, *, last: bool = False) -> None:
+    def __call__(
+        self, epoch: int, value: float, *, last: bool = False, judged: bool = True
+    ) -> None:
         """Hear the number of an epoch, from 1, and the metric; raise ``Stop`` if the trial shall end.
 
-        It never has to after the ``last`` one, with which all of it was carried out.
+        It never has to after the ``last`` one, with which all of it was carried out. Epochs of
+        further seeds are not ``judged``: only the time can end the trial there.
         """
 
 
@@ -62,6 +65,7 @@ class Epoch:
     epoch: int
     value: float
     last: bool = False
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +226,8 @@ def carry_out(objective: Objective, job: Job, tell: Tell) -> Message:
         Exception: whatever the objective raises, but ``UserError`` and ``Stop``.
     """
 
-    def report(epoch: int, value: float, *, last: bool = False) -> None:
-        if not tell(Epoch(job.number, epoch, value, last)):
+    def report(epoch: int, value: float, *, last: bool = False, judged: bool = True) -> None:
+        if not tell(Epoch(job.number, epoch, value, last, judged)):
             raise Stop
 
     try:
