@@ -131,7 +131,7 @@ def _read(rates: Any, losses: Any) -> RateCurve:
     """Read the suggestion off a curve; the first steps say nothing yet."""
     kept = losses[np.isfinite(losses)]
     used, first = rates[: len(kept)], len(kept) // 10
-    bottom = int(np.argmin(kept))
+    bottom = first + int(np.argmin(kept[first:]))
     if bottom <= first + 1:
         raise UserError(
             "find-learning-rate: the loss never falls; begin at a lower rate, take more steps, or "
