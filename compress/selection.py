@@ -29,6 +29,7 @@ from compress.train.fit import Fit
 from compress.train.losses import watched_metric
 from compress.train.schedules import Plateau
 from compress.train.space import Choice, Range, combinations, fill, ranges_in
+from compress.train.trainable import network_for
 from compress.train.validate import (
     Fold,
     Indices,
@@ -307,7 +308,7 @@ def train_for(recipe: Recipe, config: Fit, task: Task, *, epochs: int) -> Any:
         def on_epoch_end(self, epoch: int, _logs: Any = None) -> None:
             self.model.stop_training = epoch + 1 >= epochs
 
-    model, _ = baseline(recipe.network, None, task, seed=recipe.seed)
+    model = network_for(task, recipe.network, seed=recipe.seed)
     fit(model, task, config, seed=recipe.seed, callbacks=[Enough()])
     return model
 
