@@ -15,7 +15,7 @@ from deploy.record import Record
 
 Positive = Annotated[float, Meta(gt=0)]
 Epochs = Annotated[float, Meta(ge=0.01)]
-"""No step is as short, and a shorter cycle would take forever to count."""
+"""As many cycles as shorter ones make would take forever to count."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A fraction of the optimizer's learning rate."""
 
