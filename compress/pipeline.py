@@ -326,6 +326,13 @@ def baseline(
     return model, history
 
 
+def with_weights(network: Network, task: Task, weights: Sequence[Any], *, seed: int) -> Any:
+    """Return the network that ``baseline`` trains, mirrored nowhere, with weights that it learned."""
+    model = network_for(task, network, seed=seed)
+    model.set_weights(weights)
+    return model
+
+
 def training_key(step: Any) -> str:
     """Return what tells the checkpoint of one training step from those of others.
 

@@ -27,7 +27,9 @@ from compress.recipe import Recipe, load_tables, recipe_of, to_toml
 from compress.store import Store, code_digest, key_of
 from compress.train.fit import Fit
 from compress.train.losses import watched_metric
+from compress.train.schedules import Plateau
 from compress.train.space import Choice, Range, combinations, fill, ranges_in
+from compress.train.trainable import network_for
 from compress.train.validate import (
     Fold,
     Indices,
@@ -114,6 +116,10 @@ def choose(
     first = next(iter(candidates.values()))
     y = _pool(first)
     splits = splits_of(y, splitting, seed=first.seed, where=first.data.source)
+    for name, recipe in candidates.items():
+        why_not = _why_not_trained_again(recipe)
+        if why_not is not None:
+            raise UserError(f"{name}: {why_not}")
     total = len(candidates) * len(splits)
     folds: dict[str, list[Fold]] = {name: [] for name in candidates}
     # Fold by fold and not candidate by candidate: what is cut off has compared something.
@@ -281,6 +287,17 @@ def _train_winner(recipe: Recipe, found: Selection, out: Path) -> None:
     replace_file(out / WINNER_RECIPE, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+def _why_not_trained_again(recipe: Recipe) -> str | None:
+    """Say why a recipe, if it wins, cannot be trained without validation, or None if it can."""
+    schedule = recipe.train.schedule if recipe.train else None
+    if not isinstance(schedule, Plateau) or not schedule.metric.startswith("val_"):
+        return None
+    return (
+        f"train.schedule.metric: {schedule.metric} cannot be watched where the winner is trained "
+        f"on all samples; set it to {schedule.metric.removeprefix('val_')!r}"
+    )
+
+
 def train_for(recipe: Recipe, config: Fit, task: Task, *, epochs: int) -> Any:
     """Return the network, trained as ``config`` says but stopped after so many epochs."""
     import tf_keras
@@ -291,7 +308,7 @@ def train_for(recipe: Recipe, config: Fit, task: Task, *, epochs: int) -> Any:
         def on_epoch_end(self, epoch: int, _logs: Any = None) -> None:
             self.model.stop_training = epoch + 1 >= epochs
 
-    model, _ = baseline(recipe.network, None, task, seed=recipe.seed)
+    model = network_for(task, recipe.network, seed=recipe.seed)
     fit(model, task, config, seed=recipe.seed, callbacks=[Enough()])
     return model
 

@@ -95,7 +95,13 @@ class Store:
         aside = self._partial / f"{_owner()}-{uuid.uuid4().hex}"
         final = self.root / key
         try:
-            aside.mkdir(parents=True)
+            try:
+                aside.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.root}: cannot keep finished steps here: {error.strerror}; "
+                    f"give another folder with --store"
+                ) from error
             fill(aside)
             files = sorted(path for path in aside.iterdir() if path.is_file())
             digests = {path.name: sha256_of(path) for path in files}

@@ -139,8 +139,8 @@ class TrainingTrial:
         kept: list[int] = []
 
         def judge(ended: EpochEnd) -> None:
-            if not values:
-                report(ended.epoch, self._metric(ended.metrics))
+            last = ended.last and len(values) + 1 == self.seeds
+            report(ended.epoch, self._metric(ended.metrics), last=last, judged=not values)
 
         for seed in range(recipe.seed, recipe.seed + self.seeds):
             history = _trained(recipe, self.variant, seed=seed % 2**32, on_epoch=judge)

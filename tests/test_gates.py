@@ -12,10 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTHON = [sys.executable]
 
+TYPED_SCRIPTS = f"{BIN}/mypy --scripts-are-modules $(grep -l '^#!.*python' scripts/*)"
+
 GATES = {
     "ruff format": [str(BIN / "ruff"), "format", "--check", "."],
     "ruff check": [str(BIN / "ruff"), "check", "."],
     "mypy": [str(BIN / "mypy")],
+    "mypy of the scripts": ["sh", "-c", TYPED_SCRIPTS],
     "lint-imports": [str(BIN / "lint-imports")],
     "doctests": [*PYTHON, "-m", "pytest", "-q", "--doctest-modules", "deploy/record.py"],
     "recipe reference": [*PYTHON, "scripts/make_recipe_reference", "--check"],
@@ -42,6 +45,9 @@ VIOLATIONS = {
     "an untyped function": (
         "mypy", "deploy/record.py", "def sha256_of(path: Path) -> str:", "def sha256_of(path):",
         "no-untyped-def",
+    ),
+    "a script that calls what is no more": (
+        "mypy of the scripts", "scripts/measure_training", "        teacher=None,\n", "", 'Missing named argument "teacher"',
     ),
     "the device reaching back": (
         "lint-imports", "deploy/evaluate.py", "import numpy as np\n",

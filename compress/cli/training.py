@@ -61,7 +61,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import parse_network
-    from compress.pipeline import baseline, baseline_step, training_key
+    from compress.pipeline import baseline, baseline_step, training_key, with_weights
     from compress.train.distribute import WorkerLostError, begin_again, joined
 
     require_place(out, suffix=".keras")
@@ -91,8 +91,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
             begin_again()
         if worker.accelerators > 1:
             step["shared"] = worker.record(batch_size=fit.batch_size)
-            model, _ = baseline(chosen, None, task, seed=seed)  # one that is mirrored nowhere
-            model.set_weights(weights)
+            model = with_weights(chosen, task, weights, seed=seed)
         if first:
             artifact = save_keras(model, out, description(task, step), seed=seed, notes={})
     if first:
@@ -129,14 +128,15 @@ def find_learning_rate(
     lightship find-learning-rate --data mnist-sample --network lenet_5 --out rates.svg
     """
     from compress.artifacts import replace_file
-    from compress.networks import build, parse_network
+    from compress.networks import parse_network
     from compress.train.find_rate import draw_rate_curve, find_learning_rate
+    from compress.train.trainable import network_for
 
     if out is not None and out.suffix not in {".svg", ".png", ".pdf"}:
         raise UserError(f"--out: must end in .svg, .png or .pdf, got {out}")
     chosen, fit = parse_network(network, trust_code=trust_code), fit_asked(options)
     task, seed = task_asked(options), options["seed"]
-    model = build(chosen, input_shape=task.input_shape, classes=len(task.labels), seed=seed)
+    model = network_for(task, chosen, seed=seed)
     curve = find_learning_rate(
         model, task, fit, seed=seed, lowest=lowest, highest=highest, steps=steps
     )

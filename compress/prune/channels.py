@@ -188,7 +188,12 @@ def prune_channels(
                 step.training(number),
                 seed=seed,
                 teacher=teacher,
-                on_epoch=_counted(on_epoch, before=len(ends), epochs=step.epochs),
+                on_epoch=_counted(
+                    on_epoch,
+                    before=len(ends),
+                    epochs=step.epochs,
+                    last_round=number == step.rounds,
+                ),
                 files=_files_of(files, number, step.rounds),
             )
         )
@@ -474,14 +479,17 @@ class _Chooser:
         )
 
 
-def _counted(on_epoch: OnEpoch | None, *, before: int, epochs: int) -> OnEpoch | None:
+def _counted(
+    on_epoch: OnEpoch | None, *, before: int, epochs: int, last_round: bool
+) -> OnEpoch | None:
     """Return a listener that is told the number of an epoch over all rounds."""
     if on_epoch is None:
         return None
     hear = on_epoch
 
     def counted(end: EpochEnd) -> None:
-        hear(msgspec.structs.replace(end, epoch=before + end.epoch, epochs=epochs))
+        last = end.last and last_round
+        hear(msgspec.structs.replace(end, epoch=before + end.epoch, epochs=epochs, last=last))
 
     return counted
 

@@ -60,6 +60,8 @@ class EpochEnd(Record, frozen=True):
     """How long the epoch took, validation included."""
     learning_rate: float = 0.0
     """Of its last step."""
+    last: bool = False
+    """Whether training is over with it: it was the last one, or training stops early."""
 
 
 class Standing(Record, frozen=True):

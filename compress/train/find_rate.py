@@ -131,7 +131,7 @@ def _read(rates: Any, losses: Any) -> RateCurve:
     """Read the suggestion off a curve; the first steps say nothing yet."""
     kept = losses[np.isfinite(losses)]
     used, first = rates[: len(kept)], len(kept) // 10
-    bottom = int(np.argmin(kept))
+    bottom = first + int(np.argmin(kept[first:]))
     if bottom <= first + 1:
         raise UserError(
             "find-learning-rate: the loss never falls; begin at a lower rate, take more steps, or "
@@ -148,8 +148,8 @@ def _read(rates: Any, losses: Any) -> RateCurve:
 
 
 def _why_no_range(*, lowest: float, highest: float, steps: int) -> str | None:
-    if not 0 < lowest < highest:
-        return f"lowest and highest: must rise from above 0, got {lowest:g} and {highest:g}"
+    if not 0 < lowest < highest < math.inf:
+        return f"lowest and highest: must be finite and rise from above 0, got {lowest:g} and {highest:g}"
     if steps < 20:
         return f"steps: a curve needs at least 20, got {steps}"
     return None

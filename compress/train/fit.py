@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
@@ -307,7 +308,7 @@ class Training:
         self.begin()
         board = TensorBoard(self.files.tensorboard) if self.files.tensorboard else None
         try:
-            while len(self.ends) < self.config.epochs and not self._over():
+            while not self._over():
                 self.epoch()
                 if board is not None:
                     board.write(self.ends[-1])
@@ -367,7 +368,7 @@ class Training:
             self._keep_best(self.config.early_stopping)
         self.between_steps = True
         if self.on_epoch is not None:
-            self.on_epoch(end)
+            self.on_epoch(msgspec.structs.replace(end, last=self._over()))
 
     def _steps(self, epoch: int, done: int) -> None:
         """Make the steps of an epoch that are not ``done`` yet, one a batch."""
@@ -461,11 +462,13 @@ class Training:
             self.best_weights = [weight.numpy() for weight in self.model.weights]
 
     def _over(self) -> bool:
-        """Say whether training ends before its last epoch."""
+        """Say whether no epoch follows: all are over, or training ends early."""
         stopping, best = self.config.early_stopping, self.best_epoch
         waited = stopping is not None and best is not None
-        return bool(self.model.stop_training) or (
-            waited and len(self.ends) - (best or 0) >= (stopping.patience if stopping else 0)
+        return (
+            len(self.ends) >= self.config.epochs
+            or bool(self.model.stop_training)
+            or (waited and len(self.ends) - (best or 0) >= (stopping.patience if stopping else 0))
         )
 
     def _gain(self, stopping: EarlyStopping, best_epoch: int) -> float:

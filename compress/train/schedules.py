@@ -14,6 +14,8 @@ from compress.train.losses import higher_is_better
 from deploy.record import Record
 
 Positive = Annotated[float, Meta(gt=0)]
+Epochs = Annotated[float, Meta(ge=0.01)]
+"""As many cycles as shorter ones make would take forever to count."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A fraction of the optimizer's learning rate."""
 
@@ -35,7 +37,7 @@ class StepDecay(_Schedule, frozen=True, tag="step"):
     As He et al., "Deep Residual Learning" (2016), section 4.2, divide it by 10 at set steps.
     """
 
-    every_epochs: Positive | None = None
+    every_epochs: Epochs | None = None
     at_epochs: tuple[Positive, ...] = ()
     """Epochs that are over when the rate falls, in order; instead of ``every_epochs``."""
     factor: Annotated[float, Meta(gt=0, lt=1)] = 0.1
@@ -82,7 +84,7 @@ class Cosine(_Schedule, frozen=True, tag="cosine"):
 
     final: Share = 0.0
     """Where each half cosine ends."""
-    cycle_epochs: Positive | None = None
+    cycle_epochs: Epochs | None = None
     """Epochs until the first restart at the full rate; none restarts."""
     cycle_growth: Annotated[float, Meta(ge=1)] = 1.0
     """How many times as long each cycle is as the one before: their T_mult."""

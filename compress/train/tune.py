@@ -94,6 +94,10 @@ class Tune(Record, frozen=True, kw_only=True):
     """The model that is tuned: the baseline, or a variant whose step trains."""
 
     def __post_init__(self) -> None:
+        if self.metric is not None and not self.metric.startswith("val_"):
+            raise ValueError(
+                f"metric must be that of validation samples, such as val_loss, got {self.metric!r}"
+            )
         if self.method == "grid" and self.trials is not None:
             raise ValueError("a grid tries every one of its points; leave trials out")
         if self.method != "grid" and self.trials is None:
@@ -337,14 +341,18 @@ class _Searching:
 
     def _epoch(self, slot: int, message: Epoch) -> bool:
         trial = self.running[slot]
-        if self.time_is_up:
+        if self.time_is_up and not message.last:
             return False
+        if not message.judged:
+            return True
         if math.isfinite(message.value):
             trial.report(message.value, message.epoch)
-        if self.tune.halving is not None and trial.should_prune():
-            self.pruned.add(slot)
-            return False
-        return True
+        behind = self.tune.halving is not None and trial.should_prune()
+        # After the last epoch there is nothing left to be saved, and the value is known.
+        if message.last or not behind:
+            return True
+        self.pruned.add(slot)
+        return False
 
     def _end(
         self, slot: int, state: Any, *, value: float | None = None, reason: str | None = None

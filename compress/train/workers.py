@@ -27,8 +27,18 @@ class Outcome(Record, frozen=True):
     """The epoch, counted from 1, that was kept with each seed."""
 
 
-Report = Callable[[int, float], None]
-"""Told the number of an epoch, from 1, and the metric; raises ``Stop`` if the trial shall end."""
+class Report(Protocol):
+    """Told of each epoch of a trial."""
+
+    def __call__(
+        self, epoch: int, value: float, *, last: bool = False, judged: bool = True
+    ) -> None:
+        """Hear the number of an epoch, from 1, and the metric; raise ``Stop`` if the trial shall end.
+
+        It never has to after the ``last`` one, with which all of it was carried out. Epochs of
+        further seeds are not ``judged``: only the time can end the trial there.
+        """
+
 
 Objective = Callable[[Any, Report], Outcome]
 """Carries out one trial. It is given the tables with their ranges filled; a ``UserError`` says that
@@ -54,6 +64,8 @@ class Epoch:
     job: int
     epoch: int
     value: float
+    last: bool = False
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +226,8 @@ def carry_out(objective: Objective, job: Job, tell: Tell) -> Message:
         Exception: whatever the objective raises, but ``UserError`` and ``Stop``.
     """
 
-    def report(epoch: int, value: float) -> None:
-        if not tell(Epoch(job.number, epoch, value)):
+    def report(epoch: int, value: float, *, last: bool = False, judged: bool = True) -> None:
+        if not tell(Epoch(job.number, epoch, value, last, judged)):
             raise Stop
 
     try:

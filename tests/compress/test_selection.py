@@ -177,6 +177,9 @@ MISTAKES = {
                    "data.source .*only on the same samples"),
     "more folds than samples of a class": (
         lambda write: [write("a"), write("b")], "99 folds are more than the 60 samples"),
+    "a schedule that the winner could not follow": (
+        lambda write: [write("a"), write("b", train='schedule = { kind = "reduce_on_plateau" }')],
+        "b: train.schedule.metric: val_loss cannot be watched .*set it to 'loss'"),
     "unknown metric": (lambda write: [write("a"), write("b")], "'val_f1' is not measured"),
 }  # fmt: skip
 

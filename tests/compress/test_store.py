@@ -73,8 +73,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_under_its_key(tmp_path):
 
 def test_a_store_that_cannot_be_a_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file: cannot keep the finished step"):
+    with pytest.raises(UserError, match=r"file: cannot keep finished steps here"):
         Store(tmp_path / "file").add("key", write_hello)
+    with pytest.raises(UserError, match=r"cannot keep finished steps here: .*give another folder"):
+        Store(Path("/proc/store")).add("key", write_hello)
 
 
 def test_two_runs_of_one_step_both_succeed(tmp_path):

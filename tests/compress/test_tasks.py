@@ -10,8 +10,12 @@ from click.testing import CliRunner
 
 from compress import pipeline
 from compress.cli import cli
+from compress.data.splits import Data, load_task
+from compress.networks import parse_network
 from compress.recipe import load_recipe, parse_recipe, shipped_recipes
+from compress.selection import train_for
 from compress.store import Store
+from compress.train.fit import Fit
 from deploy import load
 from deploy.bundle.make import bundle_run
 from deploy.bundle.selftest import selftest
@@ -219,6 +223,42 @@ def test_steps_on_files_take_the_task_from_the_model(tmp_path):
     answer = invoke("evaluate", small, "--data", test, "--against", onnx)
     assert answer.exit_code == 0, answer.output
     assert answer.stdout.startswith("R² ")
+
+
+@pytest.fixture(scope="module")
+def values():
+    """Targets that lie far from 0."""
+    return load_task(Data(source="diabetes", task="regression"), seed=0)
+
+
+SHORT = Fit(epochs=1, batch_size=32)
+
+
+def test_a_learning_rate_is_found_for_the_network_that_the_task_asks_for(tmp_path):
+    found = invoke("find-learning-rate", "--data", "diabetes", "--task", "regression",
+                   "--network", "mlp", "--batch-size", 32, "--steps", 60, "--json")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert 1e-6 < json.loads(found.stdout)["suggestion"] < 10
+
+
+def test_the_winner_of_a_comparison_answers_in_the_unit_of_the_target(values):
+    recipe = parse_recipe(RECIPE.format(
+        source="diabetes", data='task = "regression"', network=MLP, epochs=1))  # fmt: skip
+    winner = train_for(recipe, SHORT, values, epochs=1)
+    folds, _ = pipeline.baseline(recipe.network, SHORT, values, seed=recipe.seed)
+    assert np.array_equal(answers(winner, values), answers(folds, values))
+    assert answers(winner, values).mean() == pytest.approx(values.scaling.mean[0], rel=0.2)
+
+
+def test_what_several_workers_learned_answers_in_the_unit_of_the_target(values):
+    network = parse_network("mlp", trust_code=False)
+    model, _ = pipeline.baseline(network, SHORT, values, seed=0)
+    saved = pipeline.with_weights(network, values, model.get_weights(), seed=0)
+    assert np.array_equal(answers(saved, values), answers(model, values))
+
+
+def answers(model, task):
+    return model(task.test.x).numpy()
 
 
 @pytest.mark.parametrize(

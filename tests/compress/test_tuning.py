@@ -222,6 +222,8 @@ MISTAKES = {
         {"rest": PRUNED, "tune": 'trials = 1\nvariant = "int8"'}, "'int8' is not trained"),
     "a range of another variant": ({"rest": PRUNED, "tune": "trials = 1"}, "changes nothing about 'baseline'"),
     "unknown metric": ({"tune": 'method = "grid"\nmetric = "val_f1"'}, "'val_f1' is not measured; there are val_loss"),
+    "a metric of the training samples": (
+        {"tune": 'method = "grid"\nmetric = "accuracy"'}, "tune: metric must be that of validation"),
     "a batch larger than the data": ({"batch": 9999}, "none of 3 trials .*batch_size: 9999"),
 }  # fmt: skip
 

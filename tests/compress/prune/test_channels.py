@@ -105,9 +105,9 @@ def test_rounds_that_are_stopped_go_on_to_the_same_bits(tiny_task, tmp_path):
         tiny_task,
         seed=0,
         files=files,
-        on_epoch=lambda end: heard.append(end.epoch),
+        on_epoch=lambda end: heard.append((end.epoch, end.last)),
     )
-    assert heard[4:] == [2, 4]  # each round goes on from its own last step
+    assert heard[4:] == [(2, False), (4, True)]  # each round goes on from its own last step
     assert [path.name for path in tmp_path.iterdir()] == ["standing.npz"]
     whole, expected = prune_channels(network(), asked, tiny_task, seed=0)
     assert all(

@@ -83,6 +83,20 @@ def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_workers_answer_in_the_unit_of_a_regressions_target(tmp_path):
+    one, two = tmp_path / "one.keras", tmp_path / "two.keras"
+    words = ["--data", "diabetes", "--task", "regression", "--network", "mlp", "--batch-size", "32"]
+    finished(start(*words, "--epochs", 2, out=one))
+    finished(start(*words, "--epochs", 2, "--local-workers", 2, out=two))
+    sample = np.zeros((1, 10), np.float32)
+    got, expected = (
+        tf_keras.models.load_model(path, compile=False)(sample).numpy() for path in (two, one)
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    assert expected.item() > 50
+
+
+@pytest.mark.slow
 def test_tf_config_alone_brings_two_workers_together(tmp_path):
     one, two = tmp_path / "one.keras", tmp_path / "two.keras"
     finished(start(*TRAIN, out=one))

@@ -24,6 +24,15 @@ def test_the_suggestion_is_where_the_loss_falls_fastest():
     assert 1e-2 < curve.largest <= 1.01
 
 
+def test_a_first_batch_that_is_easy_by_chance_is_not_the_bottom():
+    rates = np.geomspace(1e-6, 10, 60)
+    losses = 1 / (1 + (rates / 1e-3) ** 2) + np.where(rates > 1, rates - 1, 0) + 0.5
+    losses[0] = 0.1
+    curve = _read(rates, losses)
+    assert 3e-4 < curve.suggestion < 3e-3
+    assert 1e-2 < curve.largest <= 1.01
+
+
 def test_a_rate_that_is_suggested_learns_more_in_an_epoch_than_the_ends_of_the_range():
     suggestion = found().suggestion
 
@@ -58,7 +67,9 @@ def test_the_curve_is_drawn(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"lowest": 1.0, "highest": 0.1}, "must rise from above 0, got 1 and 0.1"),
+        ({"lowest": 1.0, "highest": 0.1}, "must be finite and rise from above 0, got 1 and 0.1"),
+        ({"highest": float("inf")}, "must be finite and rise from above 0, got 1e-06 and inf"),
+        ({"lowest": float("nan")}, "must be finite"),
         ({"steps": 5}, "at least 20, got 5"),
         ({"lowest": 1e3, "highest": 1e5}, "the loss never falls"),
     ],

@@ -99,7 +99,9 @@ def test_early_stopping_keeps_the_best_epoch_and_stops_when_patience_is_over(tin
         optimizer=Adam(learning_rate=0.1),
         early_stopping=EarlyStopping(metric="val_accuracy", patience=2),
     )
-    history = fit(model, tiny_task, config, seed=0)
+    ends = []
+    history = fit(model, tiny_task, config, seed=0, on_epoch=ends.append)
+    assert [end.last for end in ends] == [False] * (len(ends) - 1) + [True]
     accuracies = [epoch["val_accuracy"] for epoch in history.epochs]
     assert history.kept_epoch == 1 + int(np.argmax(accuracies))
     assert len(accuracies) == history.kept_epoch + 2 < 30
@@ -149,7 +151,7 @@ def test_on_epoch_is_told_about_every_epoch_and_nothing_is_printed(tiny_task, ca
     seen = []
     fit(network(), tiny_task, Fit(epochs=2, batch_size=64), seed=0, on_epoch=seen.append)
     assert capfd.readouterr().out == ""
-    assert [(end.epoch, end.epochs) for end in seen] == [(1, 2), (2, 2)]
+    assert [(end.epoch, end.epochs, end.last) for end in seen] == [(1, 2, False), (2, 2, True)]
     assert all(isinstance(end, EpochEnd) and end.seconds > 0 for end in seen)
     assert set(seen[0].metrics) == {"loss", "accuracy", "val_loss", "val_accuracy"}
 

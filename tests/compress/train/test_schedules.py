@@ -162,6 +162,8 @@ def test_no_schedule_leaves_the_range_between_0_and_the_peak(schedule, warmup, s
         ({"kind": "step"}, "either every_epochs or at_epochs"),
         ({"kind": "step", "every_epochs": 1, "at_epochs": [1]}, "either every_epochs or at_epochs"),
         ({"kind": "step", "at_epochs": [2, 1]}, "at_epochs must increase"),
+        ({"kind": "step", "every_epochs": 1e-320}, r">= 0.01.*every_epochs"),
+        ({"kind": "cosine", "cycle_epochs": 1e-12}, r">= 0.01.*cycle_epochs"),
         ({"kind": "one_cycle", "momentum": [0.9, 0.8]}, "a smaller and a larger number"),
         ({"kind": "exponential", "warmup_epochs": 3}, "warmup_epochs must be below epochs"),
     ],

@@ -166,6 +166,51 @@ def test_halving_ends_trials_at_epoch_level(halving, tmp_path):
     assert found.best_trial.value == max(trial.value or 0 for trial in found.trials)
 
 
+@pytest.mark.parametrize("halving", [SuccessiveHalving(), Hyperband()])
+def test_a_trial_that_was_carried_out_whole_is_finished_however_far_behind(halving, tmp_path):
+    def falling(tables, report):
+        value = -float(tables["x"])
+        for epoch in (1, 2, 3):
+            report(epoch, value if epoch == 3 else 0.0, last=epoch == 3)
+        return Outcome(value=value)
+
+    found = run(tmp_path, msgspec.structs.replace(GRID, halving=halving), falling)
+    assert {trial.state for trial in found.trials} == {"finished"}
+    assert [trial.value for trial in found.trials] == [-float(x) for x in range(10)]
+
+
+def test_a_trial_whose_last_epoch_ends_after_the_time_limit_is_finished(tmp_path):
+    late = [0.0]
+
+    def slow(tables, report):
+        late[0] = 3600.0
+        report(1, 0.5, last=True)
+        return Outcome(value=0.5)
+
+    tune = msgspec.structs.replace(GRID, minutes=2)
+    found = run(tmp_path, tune, slow, clock=lambda: late[0])
+    assert [trial.state for trial in found.trials] == ["finished"]
+    assert found.ended == "time limit"
+
+
+def test_the_time_limit_is_looked_at_in_every_seed_and_halving_in_the_first(tmp_path):
+    now, ran = [0.0], []
+
+    def two_seeds(tables, report):
+        for seed in (0, 1):
+            for epoch in (1, 2):
+                ran.append((tables["x"], seed, epoch))
+                now[0] += 60 if tables["x"] == 1 and seed == 1 else 0
+                report(epoch, -1.0 if seed else 1.0, last=(seed, epoch) == (1, 2), judged=not seed)
+        return Outcome(value=0.0, per_seed=(1.0, -1.0))
+
+    tune = msgspec.structs.replace(GRID, minutes=1, seeds=2, halving=SuccessiveHalving())
+    found = run(tmp_path, tune, two_seeds, clock=lambda: now[0])
+    assert ran[-1] == (1, 1, 1)
+    assert [(trial.state, trial.epochs) for trial in found.trials] == [("finished", (1.0, 1.0))]
+    assert found.ended == "time limit"
+
+
 class CutOff(InThisProcess):
     """Two trials at once: halving ends the second, an interrupt the first."""
 
