@@ -109,6 +109,9 @@ def test_the_bound_is_that_of_shannon():
     assert entropy_bits([np.arange(256, dtype=np.uint8)]) == 2048
     assert entropy_bits([np.zeros(99, np.uint32)]) == 0
 
+    weights = np.where(np.arange(4096) % 2, np.float32(-0.0), np.float32(0))  # pruned: half are −0
+    assert entropy_bits([weights.view(np.uint32)]) == 4096 + 32
+
 
 VECTOR = model_of(np.arange(40, dtype=np.int8) % 5)
 MUTATIONS = 1_000
