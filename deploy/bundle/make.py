@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -60,7 +61,7 @@ from deploy.tflite import is_tflite, read_tflite
 _NOT_STATED = "not stated"
 _SUMS_TO_ONE = 0.05
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
-_WAYS = {"ort": "has an ORT form", "packed": "goes packed into a bundle"}
+_WAYS: Mapping[str, str] = {"ort": "has an ORT form", "packed": "goes packed into a bundle"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,12 @@
 """Bundles in which the model lies packed."""
 
 import hashlib
-import json
 import subprocess
 import sys
 import zipfile
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -77,8 +77,11 @@ def test_the_commands_make_and_open_it(tmp_path):
     assert (tmp_path / "m" / PACKED).read_bytes() == pack(model.read_bytes())
     assert not (tmp_path / "m" / MODEL).exists()
     assert run("selftest", tmp_path / "m").exit_code == 0
-    checked = json.loads(run("check", tmp_path / "m", "--max-size", "1MB", "--json").stdout)
-    assert checked
+    assert run("check", tmp_path / "m", "--max-size", "1MB").exit_code == 0
+    np.save(tmp_path / "x.npy", tiny.samples().x[:2])
+    told = run("predict", tmp_path / "m", tmp_path / "x.npy")
+    assert told.exit_code == 0
+    assert "red" in told.output
     refused = run("bundle", model, "--data", data, "--packed", "--format", "ort")
     assert (refused.exit_code, refused.output.count("\n")) == (2, 1)
 
