@@ -67,6 +67,7 @@ from deploy.evaluate import answers_of, compare, evaluate
 from deploy.kernels import why_not_int8
 from deploy.litert import litert_version
 from deploy.machine import this_environment, this_target
+from deploy.packing.weigh import packed_sizes
 from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
 from deploy.report import write_report
 from deploy.report.build import Finished, build_results
@@ -575,6 +576,7 @@ class _Making:
                 against_parent=against(name, stage.parent),
                 against_baseline=against(name, BASELINE if stage.parent else None),
                 audit=audit(folders[name] / stage.file, self.recipe.bench.session, timed=False),
+                **packed_sizes(folders[name] / stage.file),
             )
             for name, stage in self.stages.items()
         ]

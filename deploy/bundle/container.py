@@ -34,8 +34,8 @@ LIMITS: Mapping[str, int] = {
     MODEL: 1 << 29,
 }
 """The files of a bundle and the bytes that each may have at most; the model's name may be another."""
-TFLITE, ORT = "model.tflite", "model.ort"
-MODELS = (MODEL, TFLITE, ORT)
+TFLITE, ORT, PACKED = "model.tflite", "model.ort", "model.lsp"
+MODELS = (MODEL, TFLITE, ORT, PACKED)
 """What the model of a bundle is called, by its format; it sorts behind every other file."""
 LARGEST_FILE = sum(LIMITS.values()) + (1 << 12)
 MOST_TIMES_SMALLER = 200

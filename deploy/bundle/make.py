@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +23,7 @@ from deploy.bundle.container import (
     MODEL,
     MODELS,
     ORT,
+    PACKED,
     TFLITE,
     write_container,
 )
@@ -49,6 +51,7 @@ from deploy.needs import (
     operator_versions,
 )
 from deploy.ort_format import is_ort, to_ort
+from deploy.packing.packed import pack
 from deploy.record import Goal, Interval, SessionOptions, read_record, record_path
 from deploy.report.results import Results, Variant, read_results
 from deploy.report.verdict import best_variant
@@ -58,6 +61,7 @@ from deploy.tflite import is_tflite, read_tflite
 _NOT_STATED = "not stated"
 _SUMS_TO_ONE = 0.05
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
+_WAYS: Mapping[str, str] = {"ort": "has an ORT form", "packed": "goes packed into a bundle"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,7 @@ class _Shipped:
 
     Attributes:
         name: what its file is called there.
-        content: its bytes.
+        content: its bytes, as a session takes them.
         requires: what it asks of its runtime.
         quantized: whether it rounds to few bits while it runs.
     """
@@ -105,8 +109,8 @@ class _Shipped:
     quantized: bool
 
 
-Form = Literal["as-is", "ort"]
-"""The form in which a model goes into a bundle: as it is, or an ONNX model in ORT format."""
+Form = Literal["as-is", "ort", "packed"]
+"""The form in which a model goes into a bundle: as it is; an ONNX model in ORT format, or packed."""
 
 
 def bundle_run(
@@ -146,7 +150,7 @@ def bundle_run(
         recipe=results.name,
         variant=chosen.name,
         quality=_quality(results, chosen),
-        latency=_timing(results, chosen) if form == "as-is" else None,
+        latency=_timing(results, chosen) if form != "ort" else None,
         data_licence=results.data.licence,
         session=SessionOptions(
             threads=results.session.threads,
@@ -168,7 +172,7 @@ def bundle_model(
         data: an ``.npz`` with raw samples ``x`` and the truth ``y`` about them.
         out: where it goes: a ``.lship`` file, or else a folder.
         label: what its maker says of it.
-        form: as it is, or in ORT format.
+        form: as it is, in ORT format, or packed.
 
     Returns:
         The bundle, opened from ``out``.
@@ -260,10 +264,14 @@ def _make(
         golden=GoldenFacts(samples=len(golden.x), tolerance=allowed),
         files={},
     )
+    facts = file_facts(shipped.content)
     files = {shipped.name: shipped.content, GOLDEN: golden_room.encode(golden)}
-    files[CARD] = to_card(draft, file_facts(shipped.content)).encode()
-    facts = {name: file_facts(files[name]) for name in sorted(files)}
-    files[MANIFEST] = encode(_checked(msgspec.structs.replace(draft, files=facts)))
+    if form == "packed":
+        files[PACKED] = pack(files.pop(shipped.name))
+        draft = msgspec.structs.replace(draft, unpacked=facts)
+    files[CARD] = to_card(draft, facts).encode()
+    listed = {name: file_facts(files[name]) for name in sorted(files)}
+    files[MANIFEST] = encode(_checked(msgspec.structs.replace(draft, files=listed)))
     write_container(files, out)
     return open_bundle(out)
 
@@ -272,8 +280,8 @@ def _shipped(content: bytes, options: SessionOptions, form: Form) -> _Shipped:
     if is_ort(content[:8]):
         raise UserError("is in ORT format, which tells too little; give the ONNX model")
     if is_tflite(content[:8]):
-        if form == "ort":
-            raise UserError("is a LiteRT model: only an ONNX model has an ORT form")
+        if form != "as-is":
+            raise UserError(f"is a LiteRT model: only an ONNX model {_WAYS[form]}")
         model = read_tflite(content)
         requires = Requirements(
             onnxruntime=None,
@@ -285,7 +293,7 @@ def _shipped(content: bytes, options: SessionOptions, form: Form) -> _Shipped:
         return _Shipped(TFLITE, content, requires, model.quantized)
     graph = graph_facts(content)
     least = least_onnxruntime(graph, ort.__version__)
-    if form == "as-is":
+    if form != "ort":
         requires = Requirements(onnxruntime=least, ir_version=graph.ir_version, opsets=graph.opsets)
         return _Shipped(MODEL, content, requires, graph.quantized)
     requires = Requirements(

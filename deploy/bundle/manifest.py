@@ -149,6 +149,8 @@ class Manifest(Record, frozen=True):
     golden: GoldenFacts
     files: dict[str, FileFacts]
     """Every file but this one and ``SHA256SUMS``, which lists this one too."""
+    unpacked: FileFacts | None = None
+    """The ONNX file in ``model.lsp``; null where the model is not packed."""
 
 
 class _Version(msgspec.Struct):

@@ -13,8 +13,11 @@ import onnxruntime as ort
 from deploy.bundle.container import (
     CARD,
     GOLDEN,
+    LIMITS,
     MANIFEST,
+    MODEL,
     ORT,
+    PACKED,
     TFLITE,
     model_name,
     read_container,
@@ -28,6 +31,7 @@ from deploy.goals import why_not_metric
 from deploy.litert import litert_version
 from deploy.needs import graph_facts, operator_versions
 from deploy.ort_format import is_ort
+from deploy.packing.packed import PackingError, unpack
 from deploy.record import BundleId, SessionOptions
 from deploy.session import Model, open_model
 from deploy.tflite import is_tflite, read_tflite
@@ -40,8 +44,8 @@ class Bundle:
     Attributes:
         where: the file or folder, as its user wrote it; errors begin with it.
         manifest: what it says of itself.
-        model: the bytes of the model.
-        model_name: what its file is called, by whose ending its format is known.
+        model: the bytes of the model, unpacked.
+        model_name: what its file is called once unpacked, by whose ending its format is known.
         golden: samples with the scores that they have to get.
         card: the model card, Markdown.
         digest: sha256 of ``SHA256SUMS``, the same for the file and the folder.
@@ -54,6 +58,11 @@ class Bundle:
     golden: Golden
     card: str
     digest: str
+
+    @property
+    def model_sha256(self) -> str:
+        """The digest of the model, unpacked."""
+        return (self.manifest.unpacked or self.manifest.files[self.model_name]).sha256
 
     @property
     def id(self) -> BundleId:
@@ -139,8 +148,13 @@ def checked(files: Mapping[str, bytes], where: str) -> Bundle:
         raise BundleError(f"{where}: manifest.json lists other files than there are")
     golden = decode_golden(files[GOLDEN], where)
     model = model_name(files)
+    content = files[model]
+    if (model == PACKED) != (manifest.unpacked is not None):
+        raise BundleError(f"{where}: manifest.json and {model} disagree on whether it is packed")
+    if manifest.unpacked is not None:
+        model, content = MODEL, _unpacked(content, manifest.unpacked, where)
     try:
-        fits = _needs_what_it_says(model, files[model], manifest)
+        fits = _needs_what_it_says(model, content, manifest)
         card = files[CARD].decode()
     except (UserError, UnicodeDecodeError) as error:
         raise BundleError(
@@ -154,12 +168,23 @@ def checked(files: Mapping[str, bytes], where: str) -> Bundle:
     return Bundle(
         where=where,
         manifest=manifest,
-        model=files[model],
+        model=content,
         model_name=model,
         golden=golden,
         card=card,
         digest=hashlib.sha256(sums_of({name: facts[name].sha256 for name in facts})).hexdigest(),
     )
+
+
+def _unpacked(packed: bytes, said: FileFacts, where: str) -> bytes:
+    """Return the model in ``model.lsp``; room is made for what the manifest says, and no more."""
+    try:
+        model = unpack(packed, f"{where}: {PACKED}", min(said.size_bytes, LIMITS[MODEL]))
+    except PackingError as error:
+        raise BundleError(str(error)) from error
+    if file_facts(model) != said:
+        raise BundleError(f"{where}: {PACKED} holds another model than manifest.json says")
+    return model
 
 
 def _needs_what_it_says(name: str, model: bytes, manifest: Manifest) -> bool:

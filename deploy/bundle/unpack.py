@@ -44,7 +44,7 @@ def to_bench(
             ending = Path(bundle.model_name).suffix
             file = scratch / f"{index}-{bundle.manifest.name}{ending}"
             file.write_bytes(bundle.model)
-            sha256, of = bundle.manifest.files[bundle.model_name].sha256, bundle.id
+            sha256, of = bundle.model_sha256, bundle.id
         elif not path.is_file():
             raise UserError(f"{path}: no such file; give an ONNX or .tflite model, or a bundle")
         else:

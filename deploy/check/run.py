@@ -204,7 +204,7 @@ def _opened(path: Path, threads: int | None) -> _Subject:
 
 def _sha256(subject: _Subject) -> str:
     if subject.bundle is not None:
-        return subject.bundle.manifest.files[subject.bundle.model_name].sha256
+        return subject.bundle.model_sha256
     return sha256_of(subject.path)
 
 

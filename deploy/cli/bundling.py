@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,6 +20,9 @@ from deploy.cli.options import (
     trust_model_option,
 )
 from deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from deploy.bundle.make import Form
 
 # Everything but click is imported inside the commands: --help answers at once.
 
@@ -42,6 +45,9 @@ from deploy.errors import UserError
     show_default=True,
     help="The model as it is, in ORT format, or a folder in a Triton model repository.",
 )
+@click.option(
+    "--packed", is_flag=True, help="The ONNX model packed: a smaller download, opened alike."
+)
 @click.option("--name", help="What the bundle is called.  [default: run and variant]")
 @click.option("--model-version", default="1.0.0", show_default=True, help="Its semantic version.")
 @click.option(
@@ -56,6 +62,7 @@ def bundle_command(
     data: Path | None,
     out: Path | None,
     form: Literal["as-is", "ort", "triton"],
+    packed: bool,
     name: str | None,
     model_version: str,
     licence: str,
@@ -69,7 +76,7 @@ def bundle_command(
 
     \b
     lightship bundle runs/demo -o model.lship
-    lightship bundle runs/demo --variant int8 -o int8.lship
+    lightship bundle runs/demo --variant int8 --packed -o int8.lship
     lightship bundle pruned.onnx --data test.npz -o pruned.lship
     lightship bundle runs/demo --variant int8 --format triton -o repository
     """
@@ -84,7 +91,7 @@ def bundle_command(
     key = load_private_key(sign) if sign else None
     if key is not None and form == "triton":
         raise UserError("--sign: signs a bundle; Triton's layout has no place for a signature")
-    kind: Literal["as-is", "ort"] = "ort" if form == "ort" else "as-is"
+    kind = _form(form, packed=packed)
     with tempfile.TemporaryDirectory(prefix="lightship-bundle-") as scratch:
         place = out or Path("model.lship")
         if form == "triton":
@@ -116,6 +123,15 @@ def bundle_command(
     click.echo(f"{place}  {said.name} {said.version}, {size_bytes:,} bytes")
     if form == "triton":
         click.echo("preprocessing is not part of a model in Triton: README.md says what to send")
+
+
+def _form(form: str, *, packed: bool) -> Form:
+    """Return the form in which a model goes into a bundle; Triton's layout is made of one as it is."""
+    if packed and form != "as-is":
+        raise UserError(
+            f"--packed: packs a model as it is, got --format {form}; give one of the two"
+        )
+    return "packed" if packed else "ort" if form == "ort" else "as-is"
 
 
 @click.command("convert")

@@ -42,6 +42,8 @@ class Finished:
         against_parent: its answers beside those of its parent; None for the first.
         against_baseline: its answers beside those of the first variant; None for the first.
         audit: what of it runs in int8; None if nobody looked.
+        packed_bytes: of its file as ``lightship pack`` writes it; None if nobody packed it.
+        entropy_bound_bytes: what no code of single weights is shorter than; None likewise.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Finished:
     against_parent: Comparison | None
     against_baseline: Comparison | None
     audit: Audit | None = None
+    packed_bytes: int | None = None
+    entropy_bound_bytes: int | None = None
 
 
 def build_results(
@@ -321,6 +325,8 @@ def _variant(done: Finished, seen: Latency | None) -> Variant:
         per_label_delta=parent.per_label_delta if parent else (),
         baseline_per_label_delta=baseline.per_label_delta if baseline else (),
         answers=done.evaluation.answers,
+        packed_bytes=done.packed_bytes,
+        entropy_bound_bytes=done.entropy_bound_bytes,
     )
 
 

@@ -94,6 +94,11 @@ class Variant(Record, frozen=True):
     """Change of each against the first variant."""
     answers: Answers | None = None
     """How the answers lie beside the truth; null where that would be too much to keep."""
+    packed_bytes: Count | None = None
+    """Of the file as ``lightship pack`` writes it, exactly; null in results of a lightship that did
+    not pack."""
+    entropy_bound_bytes: Count | None = None
+    """Order-0 entropy of the weights, and the text as it is packed: see docs/packing.md."""
 
 
 class Data(Record, frozen=True):

@@ -119,6 +119,14 @@ def _nonzero(variant: Variant) -> Cell:
     return Cell(percent(share), (f"of {count(variant.parameters)}",), variant.nonzero_parameters)
 
 
+def _packed(variant: Variant) -> Cell | None:
+    if variant.packed_bytes is None:
+        return None
+    bound = variant.entropy_bound_bytes
+    details = () if bound is None else (f"bound {file_size(bound)}",)
+    return Cell(file_size(variant.packed_bytes), details, variant.packed_bytes)
+
+
 def _runtime(variant: Variant) -> Cell | None:
     """Return the runtime where it is not ONNX Runtime, which runs whatever nothing is said of."""
     return Cell("LiteRT") if variant.format == "tflite" else None
@@ -157,6 +165,12 @@ def variant_columns(goal: Goal) -> tuple[Column, ...]:
         ),
         Column("Size", "Bytes of the model file", _plain(file_size, "size_bytes")),
         Column("Gzipped", "Bytes of the file after gzip -9", _plain(file_size, "gzip_bytes")),
+        Column(
+            "Packed",
+            "Bytes of the file that lightship pack makes, and the order-0 entropy of its weights with "
+            "its text",
+            _packed,
+        ),
         _MEDIAN,
         Column(
             f"Δ parent{unit}",

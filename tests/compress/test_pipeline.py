@@ -23,6 +23,7 @@ from deploy.errors import MissingExtraError, UserError
 from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
 from deploy.machine import this_target
+from deploy.packing.packed import pack
 from deploy.record import sha256_of
 from deploy.report.results import read_results
 from deploy.report.runtimes import runtime_lines
@@ -152,6 +153,7 @@ def test_results_speak_of_the_very_files_in_the_run_folder(finished):
         model = out / variant.path
         assert variant.sha256 == sha256_of(model)
         assert variant.size_bytes == model.stat().st_size
+        assert variant.packed_bytes == len(pack(model.read_bytes()))
 
 
 def test_the_accuracy_in_the_results_is_that_of_the_file_on_the_test_samples(finished):

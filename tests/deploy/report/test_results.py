@@ -175,3 +175,12 @@ def test_a_diverged_loss_is_null_and_reads_back(tmp_path):
     results = example(history={"pruned": broken})
     assert results.history["pruned"].epochs == ({"loss": None},)
     assert msgspec.json.decode(msgspec.json.encode(results), type=Results) == results
+
+
+def test_results_from_before_models_were_packed_are_still_read(tmp_path):
+    content = as_json(example())
+    for variant in content["variants"]:
+        assert variant.pop("packed_bytes", None) is None
+        variant.pop("entropy_bound_bytes", None)
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert read_results(tmp_path / "results.json").baseline.packed_bytes is None

@@ -137,3 +137,16 @@ def test_of_many_classes_those_that_lost_most_are_shown():
     many = msgspec.structs.replace(results, variants=variants)
     assert [row.label for row in class_rows(many)] == [str(i) for i in range(30, 50)]
     assert "Of 50 classes the 20" in about_classes(many)
+
+
+def test_packed_sizes_stand_in_every_table_once_they_are_known():
+    results = example()
+    assert "Packed" not in to_markdown(results)
+    packed = msgspec.structs.replace(
+        results.variants[0], packed_bytes=123_456, entropy_bound_bytes=123_000
+    )
+    known = msgspec.structs.replace(results, variants=(packed, *results.variants[1:]))
+    assert "Packed" in to_markdown(known)
+    assert "123" in to_markdown(known)
+    assert "packed_bytes" in to_csv(known).splitlines()[0]
+    assert ",123456," in to_csv(known).splitlines()[1]
