@@ -17,6 +17,11 @@ BASELINES = {
     "lenet_5": 0.993,
     "fashion_resnet_8": 0.925,
 }
+SMALL = {
+    ("lenet_300_100_small", "small-0.1"): (0.0164, 16_000),
+    ("lenet_5_small", "small-0.05"): (0.0080, 10_000),
+}
+"""Largest share of wrong answers, and packed bytes, that all of the seeds keep."""
 ON_TABLES = {"breast_cancer": 114, "diabetes": 88, "digits_anomaly": 1076}
 """Their test samples: few, so that what one seed scores says little."""
 PRUNED_ZEROS = {"lenet_300_100": 0.9, "lenet_5": 0.9, "fashion_resnet_8": 0.5}
@@ -67,3 +72,19 @@ def test_no_layer_of_a_static_int8_variant_ran_in_float_against_the_plan(recipe)
     for seed in SEEDS:
         for layer in variants(recipe, seed)["int8"].layers:
             assert (layer.bits, layer.note) == (8, None)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("recipe", "variant"), SMALL)
+def test_few_packed_bytes_answer_as_well_as_promised(recipe, variant, seed):
+    errors, packed_bytes = SMALL[recipe, variant]
+    small = variants(recipe, seed)[variant]
+    assert 1 - small.score <= errors
+    assert small.packed_bytes <= packed_bytes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_narrow_lenet_5_is_four_times_faster_at_nine_errors_in_a_thousand(seed):
+    narrow = variants("lenet_5_narrow", seed)["narrow-8-32-128"]
+    assert 1 - narrow.score <= 0.009
+    assert narrow.speedup >= 4
