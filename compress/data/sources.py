@@ -210,7 +210,10 @@ def read_source(data: Data) -> Labelled:
                 memory_bytes=memory_bytes,
             )
         case _ if truth != _truth_of(kind):
-            raise UserError(f"{data.source}: is no data set for a {data.task} task")
+            raise UserError(
+                f"{data.source}: is no data set for a {data.task} task; "
+                f"set its task to {_truth_of(kind)}"
+            )
         case "idx":
             return read_idx(Path(where), memory_bytes=memory_bytes)
         case "images":

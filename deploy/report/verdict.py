@@ -11,6 +11,7 @@ from deploy.report.quantities import file_size, times, times_bounds
 from deploy.report.results import Results, Variant
 
 _TOLERANCE = 0.01  # a size within 1 % of another is the same size
+_ALIKE = 0.01  # losses apart by less than 1 % of what may be spared are the same loss
 _ABOUT = 0.1  # an interval of the speed-up within 10 % of 1 says "about as fast"
 
 
@@ -44,12 +45,12 @@ def best_variant(results: Results) -> Variant | None:
     """
     goal = results.goal
     affordable = [v for v in _paying(results) if _worst_gain(v, goal) > -_spare(results)]
-    no_slower = [v for v in affordable if v.speedup_high is None or v.speedup_high >= 1]
-    return min(
-        no_slower or affordable,
-        key=lambda v: (v.gzip_bytes, -gain(goal, v.score)),
-        default=None,
-    )
+    return _smallest(affordable, goal) if affordable else None
+
+
+def _smallest(variants: list[Variant], goal: Goal) -> Variant:
+    no_slower = [v for v in variants if v.speedup_high is None or v.speedup_high >= 1]
+    return min(no_slower or variants, key=lambda v: (v.gzip_bytes, -gain(goal, v.score)))
 
 
 def verdict(results: Results) -> str:
@@ -77,7 +78,9 @@ def verdict(results: Results) -> str:
         )
     within = f"within {spare_words(goal)} of {baseline.name}"
     open_ = [v for v in paying if _best_gain(v, goal) > -_spare(results)]
-    closest = _finding(max(open_ or paying, key=worst_gain), baseline, goal, ", the closest,")
+    nearest = max(worst_gain(v) for v in open_ or paying)
+    alike = [v for v in open_ or paying if worst_gain(v) >= nearest - _ALIKE * _spare(results)]
+    closest = _finding(_smallest(alike, goal), baseline, goal, ", the closest,")
     if open_:
         return (
             f"No variant is shown to stay {within}: that cannot be told on "

@@ -264,7 +264,11 @@ def answers(model, task):
 @pytest.mark.parametrize(
     ("data", "network", "complaint"),
     [
-        ('task = "regression"', MLP, "digits: is no data set for a regression task"),
+        (
+            'task = "regression"',
+            MLP,
+            "digits: is no data set for a regression task; set its task to classification",
+        ),
         ('metric = "mae"', MLP, "metric 'mae' does not fit a classification task"),
         ('metric = "f1"', MLP, "metric 'f1' is for two classes, there are 10"),
         ('task = "reconstruction"', MLP, "task reconstruction and normal"),

@@ -99,7 +99,7 @@ def test_a_loss_that_a_small_test_set_does_not_rule_out_is_not_taken_for_none():
     sentence = verdict(results)
     assert sentence.startswith(
         "No variant is shown to stay within 1 point of baseline: "
-        "that cannot be told on 100 test samples. pruned, the closest, is "
+        "that cannot be told on 100 test samples. pruned-int8, the closest, is "
     )
     assert "at −7.00 points [−13.10, −0.63] of accuracy" in sentence
     assert "no detectable difference" not in sentence
