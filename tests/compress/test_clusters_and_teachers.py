@@ -245,6 +245,10 @@ def test_a_pruned_clustered_resnet_8_is_so_in_its_int8_file(digits):
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    reason="seen: 3 points less after 4 epochs, 2 less after 12, of a teacher with 94.4 %",
+)
 def test_a_small_network_learns_more_from_a_teacher_than_from_the_truth_alone(digits):
     """Worth, with its control: the same training without the teacher, over three seeds."""
     original = network_for(digits, ResNet8(), seed=0)
