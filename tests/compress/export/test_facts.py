@@ -33,7 +33,13 @@ def test_float_weights_are_counted_without_the_bias():
     model = dense([gemm()], {"w": KERNEL} | BIAS)
     (facts,) = layer_facts(model, {"dense1": "left alone", "other": "ignored"})
     assert facts == LayerFacts(
-        name="dense1", kind="Gemm", parameters=6, zeros=3, bits=32, note="left alone"
+        name="dense1",
+        kind="Gemm",
+        parameters=6,
+        zeros=3,
+        bits=32,
+        note="left alone",
+        distinct=4,
     )
     assert facts.sparsity == 0.5
 
@@ -78,7 +84,9 @@ def test_integer_operators_are_read_too():
     ]
     model = dense(nodes, {"q": np.uint8([[5, 1], [2, 5], [5, 3]]), "z": np.uint8(5)})
     (facts,) = layer_facts(model, {})
-    assert facts == LayerFacts(name="dense1", kind="MatMulInteger", parameters=6, zeros=3, bits=8)
+    assert facts == LayerFacts(
+        name="dense1", kind="MatMulInteger", parameters=6, zeros=3, bits=8, distinct=4
+    )
 
 
 def test_weights_that_two_nodes_share_are_described_once():
