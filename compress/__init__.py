@@ -2,6 +2,6 @@
 
 import os
 
-# TensorFlow takes oneDNN's kernels by itself on recent Intel processors alone; elsewhere they train
-# these networks about 1.6 times as fast (docs/training.md). Read when TensorFlow is first imported.
+# TensorFlow takes oneDNN's kernels by itself on recent Intel processors alone; they are faster on
+# others too (docs/training.md). Read when TensorFlow is first imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
