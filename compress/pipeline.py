@@ -33,11 +33,12 @@ from compress.prune.clusters import Cluster
 from compress.prune.distill import Distill
 from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
+from compress.quantize.dynamic import QuantizeDynamic
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
 from compress.quantize.mixed import QuantizeMixed
 from compress.quantize.plots import plot_search
-from compress.quantize.post_training import QuantizeDynamic, QuantizeStatic
+from compress.quantize.static import QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,

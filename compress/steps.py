@@ -53,6 +53,7 @@ from compress.quantize.aware import (
     why_not_aware,
     why_not_kept,
 )
+from compress.quantize.dynamic import QuantizeDynamic, quantize_dynamic, why_not_dynamic
 from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
 from compress.quantize.mixed import (
     Mixed,
@@ -61,19 +62,13 @@ from compress.quantize.mixed import (
     quantize_mixed,
     why_in_float,
 )
-from compress.quantize.post_training import (
-    PostTraining,
-    QuantizeDynamic,
+from compress.quantize.static import (
     QuantizeStatic,
-    ToFloat16,
-    WeightOnly,
-    quantize_dynamic,
     quantize_static,
-    to_float16,
-    weight_only,
-    why_not_quantized,
+    why_not_static,
     with_method,
 )
+from compress.quantize.storage import ToFloat16, WeightOnly, to_float16, weight_only
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
 from deploy.bench import Bench, race
@@ -95,7 +90,7 @@ KerasStep = (
 )
 """Steps that take a Keras model and give one."""
 
-OnnxStep = PostTraining | QuantizeMixed
+OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly | QuantizeMixed
 """Steps that take an ONNX model and give one."""
 
 LiteRtStep = LiteRt
@@ -343,9 +338,11 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
     if isinstance(step, KerasStep):
         return _reasons_in_keras(original, step, made)
     match step:
-        case QuantizeStatic() | QuantizeDynamic():
-            # Asked of this machine, whatever the target: the report speaks of what ran here.
-            return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
+        # Asked of this machine, whatever the target: the report speaks of what ran here.
+        case QuantizeStatic():
+            return {**why_not_static(original, step), **why_not_int8(made, target=this_target())}
+        case QuantizeDynamic():
+            return {**why_not_dynamic(original, step), **why_not_int8(made, target=this_target())}
         case QuantizeMixed():
             return {
                 **why_not_int8(made, target=this_target()),

@@ -231,8 +231,8 @@ def sensitivity_command(
     from compress.artifacts import replace_file
     from compress.export.metadata import load_onnx
     from compress.quantize.plots import check_plot, plot_sensitivity
-    from compress.quantize.post_training import QuantizeStatic
     from compress.quantize.sensitivity import sensitivity
+    from compress.quantize.static import QuantizeStatic
     from deploy.record import SessionOptions
 
     if plot is not None:

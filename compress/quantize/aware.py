@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
-from compress.quantize.post_training import INPUT, Learned, QuantizeStatic
+from compress.quantize.excluded import Exclusion
+from compress.quantize.learned_ranges import INPUT, Learned
+from compress.quantize.static import QuantizeStatic
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
@@ -59,7 +61,7 @@ class QuantizeAware(Record, frozen=True, tag_field="kind", tag="quantize_aware")
     """The machine to quantize for; None means this one. ``x86-avx2`` spends one bit of the weights."""
     exclude: tuple[str, ...] = ()
     """Names of layers to leave in float; ``*`` and ``?`` stand for any characters."""
-    exclusion: Literal["session_option", "structural"] = "session_option"
+    exclusion: Exclusion = "session_option"
     """What keeps excluded layers in float at load, as in ``quantize_static``."""
     keep_zeros: bool = True
     """Weights that are exactly zero stay zero, so that a pruned model stays pruned."""

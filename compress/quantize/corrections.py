@@ -30,6 +30,12 @@ _TOLERANCE = 1e-5
 """Float32 rounding of a model whose ranges were moved; of outputs above 1, a share of the largest."""
 
 
+def check_corrections(correct: Sequence[Correction]) -> None:
+    """Raise a ValueError for a correction that is asked for twice."""
+    if len(set(correct)) < len(correct):
+        raise ValueError(f"correct names each correction once, got {', '.join(correct)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrected:
     """A float model whose weights lie on the grid that they will be stored on.

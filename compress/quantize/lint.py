@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compress.data.task import Task
 from compress.quantize.calibrate import activations, batches
-from compress.quantize.post_training import STATIC_OPERATORS
+from compress.quantize.static import STATIC_OPERATORS
 from deploy.graph import producers, weighted_nodes
 
 Array = npt.NDArray[Any]

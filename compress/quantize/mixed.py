@@ -13,18 +13,17 @@ from msgspec import Meta
 
 from compress.data.task import Task
 from compress.quantize.calibrate import Calibration
+from compress.quantize.excluded import Exclusion
 from compress.quantize.outputs import accuracy, outputs_of
-from compress.quantize.post_training import (
+from compress.quantize.sensitivity import LayerSensitivity, sensitivity
+from compress.quantize.static import (
     QuantizeStatic,
-    ToFloat16,
-    WeightOnly,
     quantize_static,
     static_ranges,
-    store_in_fewer_bits,
-    why_not_quantized,
+    why_not_static,
     with_method,
 )
-from compress.quantize.sensitivity import LayerSensitivity, sensitivity
+from compress.quantize.storage import ToFloat16, WeightOnly, store_in_fewer_bits
 from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.graph import producers, weighted_nodes
@@ -70,7 +69,7 @@ class QuantizeMixed(Record, frozen=True, tag_field="kind", tag="quantize_mixed")
     Runtime makes float32 of them when it opens the file, so it costs no speed."""
     threads: Annotated[int, Meta(ge=1)] = 1
     """Threads to time with; use those of the device."""
-    exclusion: Literal["session_option", "structural"] = "session_option"
+    exclusion: Exclusion = "session_option"
     """What keeps float layers in float at load, as in ``quantize_static``."""
 
     def __post_init__(self) -> None:
@@ -123,7 +122,7 @@ def why_in_float(original: Any, step: QuantizeMixed, made: Any) -> dict[str, str
         step: the step.
         made: the ``ModelProto`` that it gave.
     """
-    never = why_not_quantized(original, as_static(step, ()))
+    never = why_not_static(original, as_static(step, ()))
     made_by = producers(made.graph)
     floats = [
         found.node.name
@@ -189,7 +188,7 @@ class _Search:
         static = with_method(model, as_static(step, ()), task)
         self.step = msgspec.structs.replace(step, calibration=static.calibration)
         self.model, self.task, self.seed, self.say = model, task, seed, on_search
-        never = why_not_quantized(model, static)
+        never = why_not_static(model, static)
         self.names = tuple(
             f.node.name for f in weighted_nodes(model.graph) if f.node.name not in never
         )

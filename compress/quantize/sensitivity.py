@@ -11,11 +11,11 @@ import msgspec
 
 from compress.data.task import Task
 from compress.quantize.outputs import accuracy, kl_divergence, outputs_of, probabilities
-from compress.quantize.post_training import (
+from compress.quantize.static import (
     QuantizeStatic,
     quantize_static,
     static_ranges,
-    why_not_quantized,
+    why_not_static,
 )
 from deploy.audit import audit
 from deploy.errors import UserError
@@ -78,7 +78,7 @@ def sensitivity(
     ranges = static_ranges(model, step, task) if ranges is None else ranges
     # The layers that can be int8; what all of them in int8 takes says what each saves.
     whole = quantize_static(model, step, task, ranges=ranges)
-    fixed = why_not_quantized(model, step)
+    fixed = why_not_static(model, step)
     names = [f.node.name for f in weighted_nodes(model.graph) if f.node.name not in fixed]
     saved = {} if options is None else _saved_us(model, whole, options)
     before = outputs_of(model, x)

@@ -5,13 +5,8 @@ import pytest
 from compress.quantize import corrections
 from compress.quantize.corrections import corrected
 from compress.quantize.outputs import kl_divergence, outputs_of
-from compress.quantize.post_training import (
-    QuantizeStatic,
-    WeightOnly,
-    quantize_static,
-    weight_only,
-    with_method,
-)
+from compress.quantize.static import QuantizeStatic, quantize_static, with_method
+from compress.quantize.storage import WeightOnly, weight_only
 from deploy.errors import ParityError, UserError
 from deploy.graph import array_of, weighted_nodes
 from deploy.kernels import int8_layers

@@ -2,14 +2,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compress.quantize.post_training import (
-    QuantizeDynamic,
-    QuantizeStatic,
-    WeightOnly,
-    quantize_dynamic,
-    quantize_static,
-    weight_only,
-)
+from compress.quantize.dynamic import QuantizeDynamic, quantize_dynamic
+from compress.quantize.static import QuantizeStatic, quantize_static
+from compress.quantize.storage import WeightOnly, weight_only
 from deploy.kernels import int8_layers, optimized, why_not_int8
 from deploy.record import SessionOptions
 from tests.compress.quantize.networks import images, network, task_with

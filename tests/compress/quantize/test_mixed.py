@@ -9,7 +9,7 @@ from compress.data.task import Split, Task
 from compress.quantize import mixed as module
 from compress.quantize.mixed import QuantizeMixed, as_static, quantize_mixed, why_in_float
 from compress.quantize.plots import check_plot, plot_search
-from compress.quantize.post_training import quantize_static
+from compress.quantize.static import quantize_static
 from compress.recipe import parse_recipe
 from deploy.errors import UserError
 from deploy.graph import array_of, producers, weighted_nodes

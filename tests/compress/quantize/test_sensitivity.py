@@ -6,8 +6,8 @@ import pytest
 from compress.data.task import Split
 from compress.quantize.outputs import kl_divergence, outputs_of, probabilities
 from compress.quantize.plots import plot_sensitivity
-from compress.quantize.post_training import QuantizeStatic, quantize_static, with_method
 from compress.quantize.sensitivity import LayerSensitivity, sensitivity
+from compress.quantize.static import QuantizeStatic
 from deploy.errors import UserError
 from deploy.graph import array_of
 from tests.compress.quantize.networks import images, network, task_with
@@ -81,37 +81,6 @@ def test_a_divergence_is_zero_for_equals_and_known_by_hand_for_others():
     p, q = np.array([[0.5, 0.5]]), np.array([[0.25, 0.75]])
     assert kl_divergence(p, p) == 0
     assert kl_divergence(p, q) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
-
-
-# Calibration by measurement.
-
-
-def test_auto_leaves_out_an_outlier_that_spoils_minmax():
-    x = images(128)
-    x[0, 0, 0, 0] = 3e3
-    chosen = with_method(network(), QuantizeStatic(calibration="auto"), task_with(x)).calibration
-    assert chosen not in {"auto", "minmax"}
-
-
-def test_auto_gives_what_its_choice_gives():
-    given = task_with(images(100))
-    auto = QuantizeStatic(calibration="auto")
-    chosen = with_method(network(), auto, given)
-    assert (
-        quantize_static(network(), auto, given).SerializeToString()
-        == quantize_static(network(), chosen, given).SerializeToString()
-    )
-
-
-@pytest.mark.parametrize("samples", [1, 2, 20])
-def test_auto_makes_do_with_few_samples(samples):
-    step = with_method(network(), QuantizeStatic(calibration="auto"), task_with(images(samples)))
-    assert step.calibration != "auto"
-
-
-def test_a_method_that_was_named_stays():
-    step = QuantizeStatic(calibration="mse")
-    assert with_method(network(), step, task_with(images())) is step
 
 
 def test_outputs_do_not_depend_on_how_samples_are_parted():
