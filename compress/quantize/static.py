@@ -174,7 +174,7 @@ def with_method(model: Any, step: QuantizeStatic, task: Task) -> QuantizeStatic:
         with silence():
             ranges = ranges_of(seen, method, percentile=_PERCENTILE)
         plain = msgspec.structs.replace(step, calibration=method)
-        return output_error(model, _static(made, plain, ranges=ranges), x, kept)
+        return output_error(task.kind, model, _static(made, plain, ranges=ranges), x, kept)
 
     return msgspec.structs.replace(step, calibration=min(METHODS, key=error))
 

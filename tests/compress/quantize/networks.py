@@ -55,6 +55,19 @@ def network(*, seed=0):
     return model
 
 
+def regression(*, seed=0):
+    """Return ``network`` without its softmax: three targets, the second a thousand times the others."""
+    model = network(seed=seed)
+    softmax = model.graph.node.pop()
+    model.graph.output[0].name = softmax.input[0]
+    for name in ("dense/kernel", "dense/bias"):
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        values = numpy_helper.to_array(tensor) * np.float32([1, 1000, 1])
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def depthwise_chain(*, spread=1.0, seed=0):
     """Return image → stem → depthwise → pointwise → average → dense → softmax, a ReLU behind each.
 
