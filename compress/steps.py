@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -105,6 +105,8 @@ _LOSSLESS_TOLERANCE = 1e-5
 
 Step = KerasStep | OnnxStep | LiteRtStep
 """Every step."""
+
+AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +293,13 @@ def require_kept(made: Artifact, step: Step | None, parent: Artifact | None) -> 
         raise ParityError(why_not)
 
 
+def aimed(step: AnyStep) -> AnyStep:
+    """Return a step as it is carried out: one that names no target aims at this machine."""
+    if isinstance(step, QuantizeStatic | QuantizeDynamic | QuantizeAware) and step.target is None:
+        return msgspec.structs.replace(step, target=this_target())
+    return step
+
+
 def onnx_step(
     model: Any, step: OnnxStep, task: Task, *, seed: int, on_search: OnSearch | None = None
 ) -> Made:
@@ -301,13 +310,13 @@ def onnx_step(
     """
     match step:
         case QuantizeStatic():
-            decided = with_method(model, step, task)
+            decided = with_method(model, aimed(step), task)
             return Made(model=quantize_static(model, decided, task), step=decided)
         case QuantizeMixed():
             made, search = quantize_mixed(model, step, task, seed=seed, on_search=on_search)
             return Made(model=made, step=search.step, search=search)
         case QuantizeDynamic():
-            return Made(model=quantize_dynamic(model, step), step=step)
+            return Made(model=quantize_dynamic(model, step), step=aimed(step))
         case ToFloat16():
             return Made(model=to_float16(model, step), step=step)
         case WeightOnly():

@@ -17,14 +17,11 @@ from compress.quantize.static import QuantizeStatic
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
-from deploy.machine import Target, this_target
+from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import LayerFacts, Record
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
-
-_LEVELS: dict[Target, int] = {"x86-vnni": 127, "x86-avx2": 64, "arm64": 127}
-"""Largest stored weight; the kernels of AVX2 add two products in 16 bits."""
 
 _KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (0,)),
@@ -343,7 +340,7 @@ class _Rounding:
             kernel, step = getattr(layer, weight).numpy(), self._step
             self._kernels[name] = quantizer = self._grid.Weights(
                 axes=None if step.keep_clusters else axes,
-                levels=_LEVELS[step.target or this_target()],
+                levels=SCHEMES[step.target or this_target()].levels,
                 zeros=kernel != 0 if step.keep_zeros else None,
                 clusters=kernel if step.keep_clusters else None,
             )

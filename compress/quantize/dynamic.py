@@ -11,7 +11,7 @@ from compress.quantize.silence import silence
 from compress.quantize.unfit import refuse_unfit
 from deploy.errors import UserError, needs_extra
 from deploy.graph import Weighted, weighted_nodes
-from deploy.machine import Target, this_target
+from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import Record
 
 
@@ -67,23 +67,23 @@ def quantize_dynamic(model: Any, step: QuantizeDynamic) -> Any:
             f"model: dynamic quantization needs {' or '.join(operators)} with stored weights, "
             f"got none; use quantize_static"
         )
-    reduce_range = (step.target or this_target()) == "x86-avx2"
     quantized = _ort_dynamic(
         model,
         ["MatMul", "Gemm"],
         weight_type=QuantType.QInt8,
         per_channel=step.per_channel,
-        reduce_range=reduce_range,
+        reduce_range=SCHEMES[step.target or this_target()].reduce_range,
     )
     if step.convolutions:
         # ConvInteger multiplies weights by activations, in that order: signed times unsigned, the
-        # slow pair. So its weights are unsigned, and then it takes one zero point alone.
+        # slow pair. So its weights are unsigned, and then it takes one zero point alone. The kernel
+        # of two unsigned factors saturates nowhere: weights have all their bits.
         quantized = _ort_dynamic(
             quantized,
             ["Conv"],
             weight_type=QuantType.QUInt8,
             per_channel=False,
-            reduce_range=reduce_range,
+            reduce_range=False,
         )
     # ONNX Runtime calls the heart of layer "dense1" "dense1_MatMul_quant"; it gets its name back.
     for node in quantized.graph.node:

@@ -28,6 +28,7 @@ from compress.quantize.storage import ToFloat16, WeightOnly, store_in_fewer_bits
 from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.graph import producers, weighted_nodes
+from deploy.machine import Target, this_target
 from deploy.record import Record, SessionOptions, sha256_of
 
 Floats = frozenset[str]
@@ -100,6 +101,8 @@ class Mixed(Record, frozen=True):
 
     step: QuantizeMixed
     """As it was carried out: calibration "auto" has become a method."""
+    target: Target
+    """The machine that it was made for and timed on."""
     chosen: Tried
     tried: tuple[Tried, ...]
     """In order; what was timed more than once is there as often."""
@@ -244,7 +247,13 @@ class _Search:
         )
         floats = max(last, key=lambda floats: last[floats])
         chosen = next(t for t in reversed(self.tried) if frozenset(t.floats) == floats)
-        made = Mixed(step=self.step, chosen=chosen, tried=tuple(self.tried), layers=layers)
+        made = Mixed(
+            step=self.step,
+            target=this_target(),
+            chosen=chosen,
+            tried=tuple(self.tried),
+            layers=layers,
+        )
         return onnx.load(self._build(floats)[0]), made
 
     def _starts(self, layers: Sequence[LayerSensitivity]) -> list[Floats]:

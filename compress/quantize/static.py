@@ -21,7 +21,6 @@ from compress.quantize.calibrate import (
     ranges_of,
 )
 from compress.quantize.corrections import Corrected, Correction, check_corrections, corrected
-from compress.quantize.equalise import outputs_axis
 from compress.quantize.excluded import (
     Exclusion,
     excluded,
@@ -37,8 +36,8 @@ from compress.quantize.rounding import Bits
 from compress.quantize.silence import silence
 from compress.quantize.unfit import refuse_unfit
 from deploy.errors import UserError, needs_extra
-from deploy.graph import Weighted, weighted_nodes
-from deploy.machine import Target, this_target
+from deploy.graph import Weighted, outputs_axis, weighted_nodes
+from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import Record
 
 Array = npt.NDArray[Any]
@@ -238,7 +237,7 @@ def _corrected(model: Any, step: QuantizeStatic, task: Task) -> Corrected:
         [name for name in names if name not in reasons],
         task.calibration.x,
         bits=step.weight_bits,
-        levels=64 if (step.target or this_target()) == "x86-avx2" else 127,
+        levels=SCHEMES[step.target or this_target()].levels,
         per_channel=step.per_channel,
         corrections=step.correct,
     )
@@ -255,6 +254,7 @@ def _static(
     model = made.model
     in_float = excluded(model, step.exclude, step.exclude_types)
     target = step.target or this_target()
+    scheme = SCHEMES[target]
     in_unit = into_unit(model.graph)
     kept = [*in_float, *in_unit]
     ranges = copy.deepcopy(ranges)
@@ -268,9 +268,9 @@ def _static(
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(with_own_constants(model, kept)),
             step.per_channel,
-            target == "x86-avx2",  # reduce_range
+            scheme.reduce_range,
             QuantType.QInt8,
-            QuantType.QInt8 if target == "arm64" else QuantType.QUInt8,
+            QuantType.QInt8 if scheme.activations == "s8" else QuantType.QUInt8,
             ranges,
             [],
             kept,

@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from compress.data.task import Task
 from compress.quantize.corrections import Correction, check_corrections, corrected
-from compress.quantize.equalise import outputs_axis
 from compress.quantize.finished import finished
 from compress.quantize.rounding import Bits
 from compress.quantize.unfit import refuse_unfit
 from deploy.errors import UserError
-from deploy.graph import array_of, weighted_nodes
+from deploy.graph import array_of, outputs_axis, weighted_nodes
 from deploy.record import Record
 
 Array = npt.NDArray[Any]

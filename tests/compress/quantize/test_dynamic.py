@@ -23,6 +23,14 @@ def test_forced_convolutions_have_unsigned_weights_and_dense_layers_signed_ones(
     assert element_types(model, "MatMulInteger", 1) == {TensorProto.INT8}
 
 
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_forced_convolutions_have_all_eight_bits_whatever_the_machine(target):
+    """The kernel of two unsigned factors adds in 32 bits, with VNNI and without."""
+    model = apply(network(), QuantizeDynamic(target=target, convolutions=True))
+    weights = stored(model, "conv/kernel_quantized").astype(int)
+    assert weights.max() - weights.min() == 255
+
+
 def test_a_network_of_convolutions_alone_is_refused_with_the_way_out():
     model = network()
     del model.graph.node[-2:]

@@ -24,7 +24,7 @@ def test_scores_without_a_softmax_come_out_in_float():
     model = network()
     del model.graph.node[-1]
     model.graph.node[-1].output[0] = "scores"
-    quantized = apply(model, INT8)
+    quantized = apply(model, QuantizeStatic())  # for another machine it may answer otherwise here
     assert quantized.graph.node[-1].op_type == "Gemm"
     x = images()
     np.testing.assert_allclose(run(quantized, x), run(model, x), atol=0.05)
