@@ -33,17 +33,19 @@ from compress.prune.clusters import Cluster
 from compress.prune.distill import Distill
 from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
+from compress.quantize.dynamic import QuantizeDynamic
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
 from compress.quantize.mixed import QuantizeMixed
 from compress.quantize.plots import plot_search
-from compress.quantize.post_training import QuantizeDynamic, QuantizeStatic
+from compress.quantize.static import QuantizeStatic
 from compress.recipe import BASELINE, Recipe, to_toml
 from compress.steps import (
     KerasStep,
     LiteRtStep,
     OnnxStep,
     Step,
+    aimed,
     check_layer_names,
     distillation_of,
     epochs_of,
@@ -97,7 +99,8 @@ _EXPORT_CODE = (
     "compress/steps.py",
 )
 _LITERT_CODE = (*_EXPORT_CODE, "deploy/tflite.py", "deploy/litert.py")
-_QUANTIZE_CODE = (*_EXPORT_CODE[1:], "compress/quantize", "deploy/kernels.py")
+_SCHEMES = ("compress/quantize", "deploy/kernels.py", "deploy/machine.py")
+_QUANTIZE_CODE = (*_EXPORT_CODE[1:], *_SCHEMES, "deploy/metrics.py")
 _RUNNING_CODE = ("deploy/session.py", "deploy/litert.py", "deploy/tflite.py")
 _BENCH_CODE = (*_RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py", "deploy/memory.py")
 
@@ -218,7 +221,7 @@ def _known_to(step: KerasStep, recipe: Recipe, task: Task) -> dict[str, object]:
     """Return what determines a step's result beside its parent, the data and the training code."""
     made: dict[str, object] = {}
     if isinstance(step, QuantizeAware | FoldBatchNorm | Cluster):
-        made |= {"target": this_target(), "quantize": code_digest("compress/quantize")}
+        made |= {"target": this_target(), "quantize": code_digest(*_SCHEMES)}
     if isinstance(step, PruneChannels) and step.widths is not None:
         steps = code_digest("deploy/widths.py")
         made |= {"widths": read_widths(Path(step.widths.table)), "steps": steps}
@@ -498,7 +501,7 @@ class _Making:
         self, stage: Stage, parent: Path | None, decided: Step | None = None
     ) -> ModelMetadata:
         """Return what a stage's model says of itself; ``decided`` is its step as carried out."""
-        recipe, step = self.recipe, decided or stage.step
+        recipe, step = self.recipe, decided or (stage.step and aimed(stage.step))
         made = msgspec.to_builtins(step) if step else baseline_step(recipe.network, recipe.train)
         return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
 

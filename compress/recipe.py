@@ -15,7 +15,8 @@ from compress.data.sources import FILE_KINDS, Data
 from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
-from compress.quantize.post_training import QuantizeDynamic, QuantizeStatic
+from compress.quantize.dynamic import QuantizeDynamic
+from compress.quantize.static import QuantizeStatic
 from compress.steps import LiteRtStep, OnnxStep, Step
 from compress.train.fit import Fit
 from compress.train.space import ranges_in

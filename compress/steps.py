@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -53,6 +53,7 @@ from compress.quantize.aware import (
     why_not_aware,
     why_not_kept,
 )
+from compress.quantize.dynamic import QuantizeDynamic, quantize_dynamic, why_not_dynamic
 from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
 from compress.quantize.mixed import (
     Mixed,
@@ -61,19 +62,13 @@ from compress.quantize.mixed import (
     quantize_mixed,
     why_in_float,
 )
-from compress.quantize.post_training import (
-    PostTraining,
-    QuantizeDynamic,
+from compress.quantize.static import (
     QuantizeStatic,
-    ToFloat16,
-    WeightOnly,
-    quantize_dynamic,
     quantize_static,
-    to_float16,
-    weight_only,
-    why_not_quantized,
+    why_not_static,
     with_method,
 )
+from compress.quantize.storage import ToFloat16, WeightOnly, to_float16, weight_only
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
 from deploy.bench import Bench, race
@@ -95,7 +90,7 @@ KerasStep = (
 )
 """Steps that take a Keras model and give one."""
 
-OnnxStep = PostTraining | QuantizeMixed
+OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly | QuantizeMixed
 """Steps that take an ONNX model and give one."""
 
 LiteRtStep = LiteRt
@@ -110,6 +105,8 @@ _LOSSLESS_TOLERANCE = 1e-5
 
 Step = KerasStep | OnnxStep | LiteRtStep
 """Every step."""
+
+AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +293,13 @@ def require_kept(made: Artifact, step: Step | None, parent: Artifact | None) -> 
         raise ParityError(why_not)
 
 
+def aimed(step: AnyStep) -> AnyStep:
+    """Return a step as it is carried out: one that names no target aims at this machine."""
+    if isinstance(step, QuantizeStatic | QuantizeDynamic | QuantizeAware) and step.target is None:
+        return msgspec.structs.replace(step, target=this_target())
+    return step
+
+
 def onnx_step(
     model: Any, step: OnnxStep, task: Task, *, seed: int, on_search: OnSearch | None = None
 ) -> Made:
@@ -306,13 +310,13 @@ def onnx_step(
     """
     match step:
         case QuantizeStatic():
-            decided = with_method(model, step, task)
+            decided = with_method(model, aimed(step), task)
             return Made(model=quantize_static(model, decided, task), step=decided)
         case QuantizeMixed():
             made, search = quantize_mixed(model, step, task, seed=seed, on_search=on_search)
             return Made(model=made, step=search.step, search=search)
         case QuantizeDynamic():
-            return Made(model=quantize_dynamic(model, step), step=step)
+            return Made(model=quantize_dynamic(model, step), step=aimed(step))
         case ToFloat16():
             return Made(model=to_float16(model, step), step=step)
         case WeightOnly():
@@ -343,9 +347,11 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
     if isinstance(step, KerasStep):
         return _reasons_in_keras(original, step, made)
     match step:
-        case QuantizeStatic() | QuantizeDynamic():
-            # Asked of this machine, whatever the target: the report speaks of what ran here.
-            return {**why_not_quantized(original, step), **why_not_int8(made, target=this_target())}
+        # Asked of this machine, whatever the target: the report speaks of what ran here.
+        case QuantizeStatic():
+            return {**why_not_static(original, step), **why_not_int8(made, target=this_target())}
+        case QuantizeDynamic():
+            return {**why_not_dynamic(original, step), **why_not_int8(made, target=this_target())}
         case QuantizeMixed():
             return {
                 **why_not_int8(made, target=this_target()),

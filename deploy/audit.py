@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from deploy.errors import UserError, needs_extra
 from deploy.graph import Weighted, consumers, depthwise, macs_by_node, producers, weighted_nodes
-from deploy.kernels import INT8_OPERATORS, kernels_of, obstacle, optimized
+from deploy.kernels import INT8_OPERATORS, can_saturate, kernels_of, obstacle, optimized
 from deploy.machine import this_target
 from deploy.record import Record, SessionOptions
 from deploy.session import open_model, ort_options
@@ -89,6 +89,9 @@ class Audit(Record, frozen=True):
     times: Times | None
     reference_times: Times | None
     verdict: str
+    saturating: tuple[str, ...] = ()
+    """Layers in int8 whose sums can be wrong on this machine: their weights have a bit more than its
+    kernels add without overflow, as in a file that was made for another machine."""
     litert: str | None = None
     """Release of LiteRT, for a ``.tflite`` file: then int8 is read from the types in the file, by
     which LiteRT chooses its kernels, and nothing is timed layer by layer."""
@@ -99,6 +102,19 @@ class Audit(Record, frozen=True):
         if self.macs is None or self.int8_macs is None:
             return None
         return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def saturation(self) -> str | None:
+        """What to know of sums that can be wrong here, in a sentence; None if there are none."""
+        if not self.saturating:
+            return None
+        return (
+            f"int8 sums can overflow on {self.target} in {len(self.saturating)} of "
+            f"{self.int8_layers} layers ({', '.join(self.saturating[:3])}"
+            f"{' …' if len(self.saturating) > 3 else ''}), which gives other answers than elsewhere: "
+            f"the weights have 8 bits, the kernels here are exact for 7; quantize with target = "
+            f'"{self.target}"'
+        )
 
 
 def audit(
@@ -152,11 +168,13 @@ def audit(
         reference_us = {n: profiles[1][k.name] for n, k in theirs.items() if k.name in profiles[1]}
         reference_times = _times(profiles[1], graph, reference_us)
     macs = macs_by_node(model)
-    layers = []
+    layers, saturating = [], []
     for found in weighted_nodes(model.graph):
         name, kernel = found.node.name, kernels.get(found.node.name)
         int8 = kernel is not None and kernel.op_type in INT8_OPERATORS
         why = None if int8 else obstacle(model, found)
+        if int8 and can_saturate(model, found):
+            saturating.append(name)
         layers.append(
             AuditedLayer(
                 name=name,
@@ -186,6 +204,7 @@ def audit(
         int8_layers=sum(layer.int8 for layer in layers),
         times=times,
         reference_times=reference_times,
+        saturating=tuple(saturating),
         verdict="",
         **_graph_facts(model, running),
     )
@@ -531,4 +550,6 @@ def table(found: Audit) -> list[str]:
                 f"{who}: {times.total_us:.1f} µs in kernels: layers {times.layers_us:.1f}, "
                 f"conversions and layout {times.conversions_us:.1f}, other {times.other_us:.1f}"
             )
+    if found.saturation:
+        lines.append(f"warning: {found.saturation}")
     return [*lines, found.verdict]

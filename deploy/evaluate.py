@@ -10,7 +10,7 @@ import numpy.typing as npt
 from deploy.errors import UserError
 from deploy.goals import delta, delta_bounds, gain, metric_of, per_label, why_not_metric
 from deploy.intervals import CONFIDENCE, mcnemar_p
-from deploy.metrics import difference, evaluate_all, labels_of, roc_curve
+from deploy.metrics import difference, evaluate_all, labels_of, roc_curve, value_of
 from deploy.metrics import per_label as measure_per_label
 from deploy.record import Answers, Comparison, Confusion, Evaluation, Goal, Interval, Roc, Scatter
 from deploy.session import Model
@@ -86,6 +86,24 @@ def evaluate(answers: Array, y: Array, goal: Goal = Goal()) -> Evaluation:
         per_label=tuple(measure_per_label(goal, answers, y).tolist()),
         answers=_shown(goal, answers, y),
     )
+
+
+def score_of(answers: Array, y: Array, goal: Goal = Goal()) -> float:
+    """Return the score that ``evaluate`` gives, without its interval: a search asks often.
+
+    Args:
+        answers: as in ``evaluate``.
+        y: as in ``evaluate``.
+        goal: as in ``evaluate``.
+
+    Raises:
+        UserError: as ``evaluate`` does.
+
+    >>> score_of(np.array([[2, 1], [0, 1], [0, 1], [0, 1]]), np.array([0, 1, 0, 1]))
+    0.75
+    """
+    _require_pairs("answers", answers, y, goal)
+    return value_of(goal, answers, y)
 
 
 def compare(candidate: Array, reference: Array, y: Array, goal: Goal = Goal()) -> Comparison:

@@ -111,6 +111,18 @@ def weighted_nodes(graph: Any) -> list[Weighted]:
     return found
 
 
+def outputs_axis(found: Weighted) -> int:
+    """Return the axis of a weight that counts the layer's outputs."""
+    kind = found.node.op_type
+    if kind == "ConvTranspose":
+        return 1
+    if "Conv" in kind:
+        return 0
+    if "Gemm" in kind:
+        return 0 if attributes(found.node).get("transB", 0) else 1
+    return len(found.weight.dims) - 1
+
+
 def depthwise(found: Weighted) -> bool:
     """Say whether a weighted node convolves each channel by itself, with two channels or more."""
     group = int(attributes(found.node).get("group", 1))

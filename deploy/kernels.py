@@ -13,7 +13,17 @@ import numpy as np
 import onnxruntime as ort
 
 from deploy.errors import needs_extra
-from deploy.graph import Weighted, array_of, consumers, producers, weighted_nodes
+from deploy.graph import (
+    Weighted,
+    array_of,
+    attributes,
+    constants,
+    consumers,
+    depthwise,
+    outputs_axis,
+    producers,
+    weighted_nodes,
+)
 from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import SessionOptions
 from deploy.session import ort_options
@@ -28,6 +38,8 @@ INT8_OPERATORS = frozenset(
 
 FLOAT_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm",
                               "FusedMatMul", "MatMulNBits"})  # fmt: skip
+_SAFE_PAIR = 128
+"""Weights that 16 bits hold the products of, each with 255, together: 255 × 128 = 32,640."""
 # Graph optimisers let these vanish into the product that they follow.
 _ABSORBED = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish",
                        "BatchNormalization", "Add", "Mul", "Identity"})  # fmt: skip
@@ -167,6 +179,45 @@ def why_not_int8(model: Any, *, target: Target | None = None) -> dict[str, str]:
         found.node.name: f"planned as int8, but runs in float: {obstacle(model, found, target=target).pattern}"
         for found in planned
     }
+
+
+def can_saturate(model: Any, found: Weighted, *, target: Target | None = None) -> bool:
+    """Say whether sums of a layer's int8 kernel can be wrong on a machine, by the stored weights.
+
+    Where a target's scheme keeps weights to 7 bits, its kernels add two products of an unsigned and
+    a signed byte in 16 bits. That overflows where two weights of one output add up to more than
+    128, if they happen to meet, and their inputs are large: a file that was made for another target
+    opens and answers something else. Signed inputs, unsigned weights and convolutions of each
+    channel by itself are added in 32 bits.
+
+    Args:
+        model: the ``ModelProto`` of the file.
+        found: one of its weighted nodes, which runs as an int8 kernel.
+        target: the machine it runs on; None means this one.
+    """
+    weights = array_of(found.weight)
+    if not SCHEMES[target or this_target()].reduce_range or weights.dtype != np.int8:
+        return False
+    if depthwise(found) and found.weight.dims[0] == _group(found):
+        return False
+    if _signed_input(model, found):
+        return False
+    axis = outputs_axis(found)
+    rows = np.sort(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).astype(int))
+    return bool(max(rows[:, -2:].sum(axis=1).max(), -rows[:, :2].sum(axis=1).min()) > _SAFE_PAIR)
+
+
+def _group(found: Weighted) -> int:
+    return int(attributes(found.node).get("group", 1))
+
+
+def _signed_input(model: Any, found: Weighted) -> bool:
+    """Say whether a layer is given signed bytes; who measures ranges as it runs gives unsigned ones."""
+    reader = producers(model.graph).get(found.node.input[0])
+    if reader is None or reader.op_type != "DequantizeLinear" or len(reader.input) < 3:
+        return False
+    zero = constants(model.graph).get(reader.input[2])
+    return zero is not None and array_of(zero).dtype == np.int8
 
 
 def obstacle(model: Any, found: Weighted, *, target: Target | None = None) -> Obstacle:

@@ -24,6 +24,11 @@ class Scheme(Record, frozen=True):
     reduce_range: bool = False
     """Keep weights to 7 bits, because the kernel adds pairs of products in 16 bits."""
 
+    @property
+    def levels(self) -> int:
+        """Largest stored weight; the smallest is its negative. 2 × 255 × 64 fits into 16 bits."""
+        return 64 if self.reduce_range else 127
+
 
 SCHEMES: Mapping[Target, Scheme] = {
     # VNNI multiplies unsigned by signed bytes and adds in 32 bits; S8S8 has no fast kernel.

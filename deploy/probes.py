@@ -105,7 +105,7 @@ def _int8_weights(layer: int, weights: npt.NDArray[np.float32], scheme: Scheme) 
     """
     width = len(weights)
     largest = np.abs(weights).reshape(width, -1).max(axis=1)
-    scales = (largest / (63 if scheme.reduce_range else 127)).astype(np.float32)
+    scales = (largest / scheme.levels).astype(np.float32)
     codes = np.round(weights / scales.reshape(-1, *[1] * (weights.ndim - 1))).astype(np.int8)
     kind = _CODES[scheme.activations]
     return {

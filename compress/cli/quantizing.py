@@ -75,7 +75,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-drop-points",
     type=float,
-    help="For mixed: largest loss of validation accuracy.  [default: 0.3]",
+    help="For mixed: largest loss of the metric on validation samples, in points; of an error in per "
+    "cent.  [default: 0.3]",
 )
 @click.option(
     "--float-storage",
@@ -189,7 +190,7 @@ def quantize(
             f"{len(chosen.floats)} of {len(made.search.layers)} layers stay in float"
             f"{': ' if chosen.floats else ''}{', '.join(chosen.floats)}; {chosen.speedup:.2f}× "
             f"[{chosen.low:.2f}, {chosen.high:.2f}] the speed of float for {chosen.drop_points:+.2f} "
-            f"points of validation accuracy lost; {place} says what was tried",
+            f"points of the metric lost on validation samples; {place} says what was tried",
             err=True,
         )
         if plot is not None:
@@ -222,8 +223,10 @@ def sensitivity_command(
 ) -> None:
     """Rank the layers of a float ONNX MODEL by what each costs, and saves, in int8.
 
-    KL is how far the outputs move when one layer alone is int8, on validation samples; the time is
-    that of the layer's kernel, float less int8; the last column is the price of a microsecond.
+    KL is how far class scores move when one layer alone is int8, on validation samples; where the
+    outputs are values, the ratio of their variance to that noise is told, SQNR. Points are those of
+    the metric; of an error, per cent. The time is that of the layer's kernel, float less int8; the
+    last column is the price of a microsecond, in nats or in noise as a share of the variance.
 
     \b
     lightship sensitivity lenet.onnx --data mnist-sample --plot layers.svg
@@ -231,8 +234,8 @@ def sensitivity_command(
     from compress.artifacts import replace_file
     from compress.export.metadata import load_onnx
     from compress.quantize.plots import check_plot, plot_sensitivity
-    from compress.quantize.post_training import QuantizeStatic
     from compress.quantize.sensitivity import sensitivity
+    from compress.quantize.static import QuantizeStatic
     from deploy.record import SessionOptions
 
     if plot is not None:
@@ -254,15 +257,20 @@ def sensitivity_command(
         print_json({"model": str(model), "layers": [_layer_facts(layer) for layer in layers]})
         return
     width = max(5, *(len(layer.name) for layer in layers))
-    click.echo(f"{'layer':{width}}    KL, nats  Δ points  saved, µs  nats per µs")
+    of_values = any(layer.noise_share is not None for layer in layers)
+    distance, unit = ("  SQNR, dB", "noise") if of_values else ("  KL, nats", "nats")
+    click.echo(f"{'layer':{width}}  {distance}  Δ points  saved, µs  {unit} per µs")
     for layer in layers:
+        moved = f"{layer.cost:.2e}" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
         saved = "" if layer.saved_us is None else f"{layer.saved_us:+.1f}"
-        price = "" if layer.nats_per_us is None else f"{layer.nats_per_us:.1e}"
+        price = "" if layer.cost_per_us is None else f"{layer.cost_per_us:.1e}"
         click.echo(
-            f"{layer.name:{width}}  {layer.kl_divergence:10.2e}  {layer.delta_points:+8.2f}  "
-            f"{saved:>9}  {price:>11}"
+            f"{layer.name:{width}}  {moved:>10}  {layer.delta_points:+8.2f}  "
+            f"{saved:>9}  {price:>{len(unit) + 7}}"
         )
 
 
 def _layer_facts(layer: LayerSensitivity) -> dict[str, Any]:
-    return {**builtins_of(layer), "nats_per_us": layer.nats_per_us}
+    """Return a layer as JSON has it; a ratio that is infinite is null."""
+    facts = {**builtins_of(layer), "sqnr_db": layer.sqnr_db, "cost_per_us": layer.cost_per_us}
+    return facts | {"sqnr_db": None} if layer.noise_share == 0 else facts

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
-from compress.quantize.post_training import INPUT, Learned, QuantizeStatic
+from compress.quantize.excluded import Exclusion
+from compress.quantize.learned_ranges import INPUT, Learned
+from compress.quantize.static import QuantizeStatic
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
-from deploy.machine import Target, this_target
+from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import LayerFacts, Record
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
-
-_LEVELS: dict[Target, int] = {"x86-vnni": 127, "x86-avx2": 64, "arm64": 127}
-"""Largest stored weight; the kernels of AVX2 add two products in 16 bits."""
 
 _KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (0,)),
@@ -59,7 +58,7 @@ class QuantizeAware(Record, frozen=True, tag_field="kind", tag="quantize_aware")
     """The machine to quantize for; None means this one. ``x86-avx2`` spends one bit of the weights."""
     exclude: tuple[str, ...] = ()
     """Names of layers to leave in float; ``*`` and ``?`` stand for any characters."""
-    exclusion: Literal["session_option", "structural"] = "session_option"
+    exclusion: Exclusion = "session_option"
     """What keeps excluded layers in float at load, as in ``quantize_static``."""
     keep_zeros: bool = True
     """Weights that are exactly zero stay zero, so that a pruned model stays pruned."""
@@ -341,7 +340,7 @@ class _Rounding:
             kernel, step = getattr(layer, weight).numpy(), self._step
             self._kernels[name] = quantizer = self._grid.Weights(
                 axes=None if step.keep_clusters else axes,
-                levels=_LEVELS[step.target or this_target()],
+                levels=SCHEMES[step.target or this_target()].levels,
                 zeros=kernel != 0 if step.keep_zeros else None,
                 clusters=kernel if step.keep_clusters else None,
             )

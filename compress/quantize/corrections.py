@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.quantize.calibrate import batches
-from compress.quantize.equalise import equalised, outputs_axis, pairs_of, put_bias
+from compress.quantize.equalise import equalised, pairs_of, put_bias
 from compress.quantize.layer_inputs import Inputs, inputs_of
 from compress.quantize.outputs import outputs_of
 from compress.quantize.rounding import learned, nearest, widest_scale
 from deploy.errors import ParityError, UserError
-from deploy.graph import Weighted, array_of, attributes, weighted_nodes
+from deploy.graph import Weighted, array_of, attributes, outputs_axis, weighted_nodes
 
 Array = npt.NDArray[Any]
 
@@ -28,6 +28,12 @@ Correction = Literal["equalise", "rounding", "bias"]
 
 _TOLERANCE = 1e-5
 """Float32 rounding of a model whose ranges were moved; of outputs above 1, a share of the largest."""
+
+
+def check_corrections(correct: Sequence[Correction]) -> None:
+    """Raise a ValueError for a correction that is asked for twice."""
+    if len(set(correct)) < len(correct):
+        raise ValueError(f"correct names each correction once, got {', '.join(correct)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

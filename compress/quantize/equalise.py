@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deploy.graph import Weighted, array_of, attributes, consumers, weighted_nodes
+from deploy.graph import (
+    Weighted,
+    array_of,
+    attributes,
+    consumers,
+    outputs_axis,
+    weighted_nodes,
+)
 
 Array = npt.NDArray[Any]
 
@@ -91,19 +98,6 @@ def _why_not_scaled(first: Weighted, second: Weighted, graph: Any) -> str | None
     if _inputs(second) % output_count(first):
         return f"{second.node.name!r} does not read its channels one by one"
     return None
-
-
-def outputs_axis(found: Weighted) -> int:
-    """Return the axis of a weight that counts the layer's outputs."""
-    match found.node.op_type:
-        case "Conv":
-            return 0
-        case "Gemm" if attributes(found.node).get("transB", 0):
-            return 0
-        case "MatMul":
-            return len(found.weight.dims) - 1
-        case _:
-            return 1
 
 
 def output_count(found: Weighted) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from compress.data.task import Task
 from compress.quantize.calibrate import activations, batches
-from compress.quantize.post_training import STATIC_OPERATORS
+from compress.quantize.static import STATIC_OPERATORS
 from deploy.graph import producers, weighted_nodes
 
 Array = npt.NDArray[Any]
@@ -30,7 +30,7 @@ _NAMED = 3
 def lint_calibration(model: Any, task: Task) -> tuple[str, ...]:
     """Return what is wrong with a task's calibration samples, each with what to do about it.
 
-    Looks at their number, at the classes among them, at their range beside that of the training
+    Looks at their number, at the classes or labels among them, at their range beside that of the training
     samples, at channels that never move or stand at their largest value most of the time, and at
     whether two halves of them give the same ranges. An empty result proves nothing: it says that
     the usual mistakes were not made.
@@ -56,14 +56,20 @@ def _size(task: Task) -> Iterator[str]:
 
 
 def _classes(task: Task) -> Iterator[str]:
-    y = np.asarray(task.calibration.y)
-    if y.ndim != 1 or y.dtype.kind not in "iu":  # classes alone can be missing
+    """Look for classes and labels without a sample; a regression and a reconstruction have none."""
+    if task.kind not in {"classification", "multi_label"}:
         return
-    missing = [name for index, name in enumerate(task.labels) if not (y == index).any()]
+    y, what = np.asarray(task.calibration.y), "label" if task.kind == "multi_label" else "class"
+    missing = [
+        name
+        for index, name in enumerate(task.labels)
+        if not (y[:, index] == 1 if what == "label" else y == index).any()
+    ]
     if missing:
+        several = "labels" if what == "label" else "classes"
         yield (
-            f"calibration: {len(missing)} of {len(task.labels)} classes have no sample "
-            f"({_some(missing)}); give samples of every class, as many as in use"
+            f"calibration: {len(missing)} of {len(task.labels)} {several} have no sample "
+            f"({_some(missing)}); give samples of every {what}, as many as in use"
         )
 
 

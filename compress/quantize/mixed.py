@@ -13,21 +13,22 @@ from msgspec import Meta
 
 from compress.data.task import Task
 from compress.quantize.calibrate import Calibration
-from compress.quantize.outputs import accuracy, outputs_of
-from compress.quantize.post_training import (
+from compress.quantize.excluded import Exclusion
+from compress.quantize.outputs import outputs_of
+from compress.quantize.points import points_gained, score
+from compress.quantize.sensitivity import LayerSensitivity, sensitivity
+from compress.quantize.static import (
     QuantizeStatic,
-    ToFloat16,
-    WeightOnly,
     quantize_static,
     static_ranges,
-    store_in_fewer_bits,
-    why_not_quantized,
+    why_not_static,
     with_method,
 )
-from compress.quantize.sensitivity import LayerSensitivity, sensitivity
+from compress.quantize.storage import ToFloat16, WeightOnly, store_in_fewer_bits
 from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.graph import producers, weighted_nodes
+from deploy.machine import Target, this_target
 from deploy.record import Record, SessionOptions, sha256_of
 
 Floats = frozenset[str]
@@ -55,12 +56,13 @@ class QuantizeMixed(Record, frozen=True, tag_field="kind", tag="quantize_mixed")
     Choices are timed on this machine, not guessed: a convolution of few channels is slower in int8,
     and so may be one whose neighbours are float, because of the conversions in between. What comes
     out is no slower than the faster of all layers in float and all in int8, as the last round of
-    timing saw them, and loses no more validation accuracy than is allowed. Takes minutes in which
-    nothing else should run.
+    timing saw them, and loses no more on validation samples than is allowed. Takes minutes in
+    which nothing else should run.
     """
 
     max_drop_points: Annotated[float, Meta(ge=0)] = 0.3
-    """Largest loss of validation accuracy against the float model, in percentage points."""
+    """Largest loss of the task's metric on validation samples against the float model, in points; of
+    an error, in per cent of the float model's. Of a reconstruction its mean squared error counts."""
     calibration: Calibration = "minmax"
     """As in ``quantize_static``."""
     percentile: Annotated[float, Meta(gt=50, lt=100)] | None = None
@@ -70,7 +72,7 @@ class QuantizeMixed(Record, frozen=True, tag_field="kind", tag="quantize_mixed")
     Runtime makes float32 of them when it opens the file, so it costs no speed."""
     threads: Annotated[int, Meta(ge=1)] = 1
     """Threads to time with; use those of the device."""
-    exclusion: Literal["session_option", "structural"] = "session_option"
+    exclusion: Exclusion = "session_option"
     """What keeps float layers in float at load, as in ``quantize_static``."""
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class Tried(Record, frozen=True):
     floats: tuple[str, ...]
     """Layers in float."""
     drop_points: float
-    """Loss of validation accuracy against the float model."""
+    """Loss on validation samples against the float model, as ``max_drop_points`` counts it."""
     stored: FloatStorage
     """What the layers in float keep their weights as."""
     speedup: float | None = None
@@ -99,6 +101,8 @@ class Mixed(Record, frozen=True):
 
     step: QuantizeMixed
     """As it was carried out: calibration "auto" has become a method."""
+    target: Target
+    """The machine that it was made for and timed on."""
     chosen: Tried
     tried: tuple[Tried, ...]
     """In order; what was timed more than once is there as often."""
@@ -123,7 +127,7 @@ def why_in_float(original: Any, step: QuantizeMixed, made: Any) -> dict[str, str
         step: the step.
         made: the ``ModelProto`` that it gave.
     """
-    never = why_not_quantized(original, as_static(step, ()))
+    never = why_not_static(original, as_static(step, ()))
     made_by = producers(made.graph)
     floats = [
         found.node.name
@@ -146,14 +150,14 @@ def quantize_mixed(
 
     The search starts from all layers in int8 and from all in float, and from what lies in between
     when layers become float in the order of the time they save, of what they cost, and of their
-    place in the graph from either end. Choices that lose too much accuracy are not timed. The others
+    place in the graph from either end. Choices that lose too much are not timed. The others
     are timed together, shortly; the better half again, twice as long, until few are left
     (successive halving: Jamieson and Talwalkar, 2016, algorithm 1). From the best, single layers are
     turned over, or exchanged where the allowed loss is used up, as long as that gains. The last round times the few best, all int8 and all float for
     longest, and its fastest is taken.
 
     Args:
-        model: a float ``ModelProto`` that ends in class scores. It is left alone.
+        model: a float ``ModelProto``. It is left alone.
         step: what may be lost, and how to calibrate.
         task: calibrates, and decides on ``validation``.
         seed: of the order in which models are timed.
@@ -189,7 +193,7 @@ class _Search:
         static = with_method(model, as_static(step, ()), task)
         self.step = msgspec.structs.replace(step, calibration=static.calibration)
         self.model, self.task, self.seed, self.say = model, task, seed, on_search
-        never = why_not_quantized(model, static)
+        never = why_not_static(model, static)
         self.names = tuple(
             f.node.name for f in weighted_nodes(model.graph) if f.node.name not in never
         )
@@ -199,7 +203,7 @@ class _Search:
             )
         self.all_float, self.all_int8 = frozenset(self.names), frozenset[str]()
         self.ranges = static_ranges(model, static, task)
-        self.reference = self._accuracy(model)
+        self.reference = self._score(model)
         self.reference_path = folder / "float.onnx"
         onnx.save(model, self.reference_path)
         self.folder = folder  # models may be large and are many
@@ -243,11 +247,17 @@ class _Search:
         )
         floats = max(last, key=lambda floats: last[floats])
         chosen = next(t for t in reversed(self.tried) if frozenset(t.floats) == floats)
-        made = Mixed(step=self.step, chosen=chosen, tried=tuple(self.tried), layers=layers)
+        made = Mixed(
+            step=self.step,
+            target=this_target(),
+            chosen=chosen,
+            tried=tuple(self.tried),
+            layers=layers,
+        )
         return onnx.load(self._build(floats)[0]), made
 
     def _starts(self, layers: Sequence[LayerSensitivity]) -> list[Floats]:
-        """Return prefixes of four orders: by time saved, by accuracy, by place from either end."""
+        """Return prefixes of four orders: by time saved, by cost, by place from either end."""
         gains = sorted(layers, key=lambda layer: layer.saved_us or 0.0)
         costs = [layer.name for layer in layers]
         orders = ([layer.name for layer in gains], costs, self.names, self.names[::-1])
@@ -348,9 +358,9 @@ class _Search:
             return None, "float32"
 
     def _drop(self, model: Any) -> float:
-        """Return the loss of validation accuracy, in points."""
-        return 100 * (self.reference - self._accuracy(model))
+        """Return what is lost on validation samples, in points."""
+        return -points_gained(self.task, self.reference, self._score(model))
 
-    def _accuracy(self, model: Any) -> float:
+    def _score(self, model: Any) -> float:
         validation = self.task.validation
-        return accuracy(outputs_of(model, validation.x), validation.y)
+        return score(self.task, outputs_of(model, validation.x), validation.y[:])

@@ -27,7 +27,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_search(search: Mixed, path: Path) -> None:
-    """Draw what was tried: loss of accuracy against speed-up, with what is allowed and chosen."""
+    """Draw what was tried: what is lost against speed-up, with what is allowed and chosen."""
     figure, axes = _figure(6.4, 4.2)
     timed = [t for t in search.tried if t.speedup is not None]
     rough = [t for t in timed if not t.final]
@@ -49,7 +49,7 @@ def plot_search(search: Mixed, path: Path) -> None:
     axes.axhline(limit, color="C3", linestyle="--", linewidth=1, label=f"allowed: {limit:g} points")
     axes.axvline(1, color="0.8", linewidth=1, zorder=0)
     axes.set_xlabel("speed-up over float")
-    axes.set_ylabel("loss of validation accuracy, points")
+    axes.set_ylabel("loss on validation samples, points")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
 
@@ -59,12 +59,19 @@ def plot_sensitivity(layers: Sequence[LayerSensitivity], path: Path) -> None:
     height = 1.2 + 0.24 * len(layers)
     figure, (cost, points, time) = _figure(9.0, height, columns=3)
     names = [layer.name for layer in reversed(layers)]
+    of_values = any(layer.noise_share is not None for layer in layers)
+    distance = "noise / variance of the outputs" if of_values else "KL divergence, nats"
     for axes, values, title in (
-        (cost, [layer.kl_divergence for layer in layers], "KL divergence, nats"),
-        (points, [layer.delta_points for layer in layers], "change of accuracy, points"),
+        (cost, [layer.cost for layer in layers], distance),
+        (points, [layer.delta_points for layer in layers], "change of the metric, points"),
         (time, [layer.saved_us or 0.0 for layer in layers], "kernel time saved, µs"),
     ):
-        axes.barh(names, values[::-1], color=["C0" if v >= 0 else "C3" for v in values[::-1]])
+        colors = ["C0" if v >= 0 else "C3" for v in values[::-1]]
+        bars = axes.barh(names, values[::-1], color=colors)
+        if axes is cost and of_values:
+            decibels = [f"{layer.sqnr_db:.0f} dB" for layer in reversed(layers)]
+            axes.bar_label(bars, decibels, padding=3, fontsize=7)
+            axes.margins(x=0.25)
         axes.set_xlabel(title)
         axes.axvline(0, color="0.4", linewidth=0.8)
     figure.savefig(path)

@@ -7,12 +7,16 @@ group, a depthwise convolution has as many groups as channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 Array = npt.NDArray[Any]
+
+Bits = Annotated[int, Meta(ge=2, le=8)]
+"""What a weight takes of the eight bits of its byte."""
 
 _SHARES = np.linspace(1, 0.4, 25)
 """Of the largest weight, what the grid may reach."""

@@ -1,4 +1,4 @@
-"""What each layer costs in accuracy, and saves in time, when it alone becomes int8."""
+"""What each layer costs, and saves in time, when it alone becomes int8."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from compress.data.task import Task
-from compress.quantize.outputs import accuracy, kl_divergence, outputs_of, probabilities
-from compress.quantize.post_training import (
+from compress.quantize.outputs import distance, outputs_of, sqnr_db
+from compress.quantize.points import points_gained, score
+from compress.quantize.static import (
     QuantizeStatic,
     quantize_static,
     static_ranges,
-    why_not_quantized,
+    why_not_static,
 )
 from deploy.audit import audit
 from deploy.errors import UserError
@@ -30,20 +31,35 @@ class LayerSensitivity(Record, frozen=True):
     """One layer in int8, all others in float."""
 
     name: str
-    kl_divergence: float
-    """Of the outputs from those of the float model, in nats, mean over the samples."""
+    kl_divergence: float | None
+    """Of the outputs from those of the float model, in nats, mean over the samples, and over labels
+    where a sample has several; None if the outputs are values."""
+    noise_share: float | None
+    """Of outputs that are values: mean square of their error in int8 over the float model's variance,
+    mean over the targets; None if they are classes or labels."""
     delta_points: float
-    """Change of accuracy on the samples, in percentage points."""
+    """Change of the task's metric on the samples, in points; of an error, in per cent of the float
+    model's; below 0 is worse. Of a reconstruction that of its mean squared error."""
     saved_us: float | None
     """Kernel time in float less kernel time in int8, in the model whose layers are all int8; None
     if nothing was timed or the kernel cannot be told."""
 
     @property
-    def nats_per_us(self) -> float | None:
+    def cost(self) -> float:
+        """What the layers are ranked by: nats, or the share of noise."""
+        return (self.kl_divergence if self.noise_share is None else self.noise_share) or 0.0
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal-to-quantization-noise ratio of outputs that are values; infinite without noise."""
+        return None if self.noise_share is None else sqnr_db(self.noise_share)
+
+    @property
+    def cost_per_us(self) -> float | None:
         """Price of a microsecond saved; None where none is saved, or nothing was timed."""
         if self.saved_us is None or self.saved_us <= 0:
             return None
-        return self.kl_divergence / self.saved_us
+        return self.cost / self.saved_us
 
 
 def sensitivity(
@@ -59,7 +75,7 @@ def sensitivity(
     """Return what each layer costs and saves in int8, the most sensitive first.
 
     Args:
-        model: a float ``ModelProto`` that ends in class scores. It is left alone.
+        model: a float ``ModelProto``. It is left alone.
         step: how to quantize; layers that it leaves in float are left out.
         task: its calibration samples give the ranges, its validation samples the cost.
         samples: how many of the validation samples to look at.
@@ -78,26 +94,29 @@ def sensitivity(
     ranges = static_ranges(model, step, task) if ranges is None else ranges
     # The layers that can be int8; what all of them in int8 takes says what each saves.
     whole = quantize_static(model, step, task, ranges=ranges)
-    fixed = why_not_quantized(model, step)
+    fixed = why_not_static(model, step)
     names = [f.node.name for f in weighted_nodes(model.graph) if f.node.name not in fixed]
     saved = {} if options is None else _saved_us(model, whole, options)
     before = outputs_of(model, x)
+    scored, classes = score(task, before, y), task.kind in {"classification", "multi_label"}
     found = []
     for done, name in enumerate(names, start=1):
         others = tuple(other for other in names if other != name)
         alone = msgspec.structs.replace(step, exclude=(*step.exclude, *others))
         after = outputs_of(quantize_static(model, alone, task, ranges=ranges), x)
+        apart = distance(task.kind, before, after)
         found.append(
             LayerSensitivity(
                 name=name,
-                kl_divergence=kl_divergence(probabilities(before), probabilities(after)),
-                delta_points=100 * (accuracy(after, y) - accuracy(before, y)),
+                kl_divergence=apart if classes else None,
+                noise_share=None if classes else apart,
+                delta_points=points_gained(task, scored, score(task, after, y)),
                 saved_us=saved.get(name),
             )
         )
         if on_progress is not None:
             on_progress(done, len(names))
-    return tuple(sorted(found, key=lambda layer: -layer.kl_divergence))
+    return tuple(sorted(found, key=lambda layer: -layer.cost))
 
 
 def _saved_us(model: Any, whole: Any, options: SessionOptions) -> dict[str, float]:

@@ -131,6 +131,11 @@ def build_results(
         warnings=(
             *_doubts(facts, data, goal),
             *(measurement.warnings if measurement else ()),
+            *(
+                f"{done.name}: {done.audit.saturation}"
+                for done in variants
+                if done.audit and done.audit.saturation
+            ),
             *warnings,
         ),
         reproduce=reproduce,

@@ -13,7 +13,7 @@ from compress.data.splits import load_task
 from compress.export.proven import Export, export
 from compress.networks import Mlp
 from compress.pipeline import baseline
-from compress.quantize.post_training import QuantizeStatic, quantize_static
+from compress.quantize.static import QuantizeStatic, quantize_static
 from compress.train.fit import Fit
 from compress.train.optimizers import Adam
 from deploy import load

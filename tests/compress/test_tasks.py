@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from datetime import datetime, timezone
 
 import numpy as np
@@ -218,6 +219,12 @@ def test_steps_on_files_take_the_task_from_the_model(tmp_path):
     assert invoke("export", model, *data, "--out", onnx).exit_code == 0
     small = tmp_path / "small.onnx"
     assert invoke("quantize", onnx, *data, "--out", small).exit_code == 0
+    ranked = invoke("sensitivity", onnx, *data)
+    assert ranked.exit_code == 0, ranked.output
+    assert re.match(r"layer +SQNR, dB  Δ points  saved, µs  noise per µs", ranked.stdout)
+    (first, *_) = json.loads(invoke("sensitivity", onnx, *data, "--json").stdout)["layers"]
+    assert first["kl_divergence"] is None
+    assert first["sqnr_db"] == pytest.approx(-10 * np.log10(first["noise_share"]))
     test = tmp_path / "test.npz"
     assert invoke("evalset", *data, "--task", "regression", "--out", test).exit_code == 0
     answer = invoke("evaluate", small, "--data", test, "--against", onnx)

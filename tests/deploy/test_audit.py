@@ -4,12 +4,18 @@ import json
 
 import msgspec
 import numpy as np
+import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from deploy.audit import Audit, _verdict, audit, table
 from deploy.cli import cli
 from deploy.errors import MissingExtraError, UserError
+from deploy.kernels import can_saturate
+from deploy.machine import this_target
 from deploy.record import SessionOptions
 from tests.deploy.tiny_onnx import model
 
@@ -247,3 +253,84 @@ def test_the_table_has_a_line_a_layer_and_what_to_do():
 def test_an_audit_goes_to_json_and_back():
     found = made(stem=3.0, reference_stem=2.5)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Audit) == found
+
+
+def on(target, monkeypatch):
+    monkeypatch.setattr("deploy.kernels.this_target", lambda: target)
+    monkeypatch.setattr("deploy.audit.this_target", lambda: target)
+
+
+@needs_onnx
+def test_layers_whose_sums_can_overflow_here_are_named_with_the_way_out(write, monkeypatch):
+    on("x86-avx2", monkeypatch)
+    found = audit(write(chain()), timed=False)
+    assert len(found.saturating) == 3
+    (said,) = [line for line in table(found) if line.startswith("warning: ")]
+    assert "can overflow on x86-avx2 in 3 of 3 layers" in said
+    assert 'quantize with target = "x86-avx2"' in said
+    on("x86-vnni", monkeypatch)
+    assert audit(write(chain()), timed=False).saturating == ()
+
+
+def weighted(weights):
+    """Return a model that multiplies uint8 inputs with weights ``(inputs, outputs)``, and its layer."""
+    from deploy.graph import weighted_nodes
+
+    inputs, outputs = weights.shape
+    made = onnx.load_from_string(
+        model(
+            [("MatMulInteger", ["x", "w"], ["y"])],
+            inputs={"x": ("uint8", ("batch", inputs))},
+            outputs={"y": ("int32", ("batch", outputs))},
+            initializers={"w": weights},
+        )
+    )
+    return made, weighted_nodes(made.graph)[0]
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("weights", "can"),
+    [
+        (I8([[127], [1], [1]]), False),
+        (I8([[127], [2], [1]]), True),
+        (I8([[-127], [127]]), False),
+        (I8([[-65], [127], [-64]]), True),
+        (I8([[64, 127], [64, 0]]), False),
+        (U8([[255], [255]]), False),
+    ],
+    ids=[
+        "128 together",
+        "129 together",
+        "unlike signs",
+        "both below zero",
+        "two outputs",
+        "unsigned",
+    ],
+)
+def test_two_weights_of_one_output_that_reach_beyond_128_can_overflow(weights, can):
+    assert can_saturate(*weighted(weights), target="x86-avx2") == can
+
+
+@needs_onnx
+@given(
+    weights=hnp.arrays(np.int8, (8, 2), elements=st.integers(-127, 127)),
+    bright=hnp.arrays(np.bool_, 8),
+)
+def test_a_sum_that_cannot_overflow_is_exact_here(weights, bright):
+    """On any machine: with the largest inputs that there are."""
+    x = np.where(bright, 255, 0).astype(U8)[None]
+    made, layer = weighted(weights)
+    assume(not can_saturate(made, layer, target="x86-avx2"))
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert (session.run(None, {"x": x})[0] == x.astype(int) @ weights.astype(int)).all()
+
+
+@needs_onnx
+@pytest.mark.skipif(this_target() != "x86-avx2", reason="this processor adds int8 products exactly")
+def test_a_sum_that_can_overflow_does_so_here():
+    """64 products of 255 and 127: half of what they are."""
+    made, layer = weighted(np.full((64, 1), 127, I8))
+    assert can_saturate(made, layer)
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.full((1, 64), 255, U8)})[0].tolist() == [[32 * 32_767]]

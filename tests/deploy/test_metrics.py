@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.evaluate import compare, evaluate
+from deploy.evaluate import compare, evaluate, score_of
 from deploy.goals import metrics_of, top_k
 from deploy.intervals import mann_whitney
 from deploy.metrics import auc_influences, evaluate_all, roc_curve
@@ -75,6 +75,8 @@ def test_every_metric_is_the_number_that_scikit_learn_gives(task, made):
         assert interval.value == pytest.approx(by_scikit_learn(name, goal, answers, y)), name
         assert interval.low <= interval.value <= interval.high, name
         assert interval.low < interval.high, name
+        of_metric = Goal(task=task, metric=name)
+        assert score_of(made[0], y, of_metric) == pytest.approx(interval.value), name
 
 
 def test_a_class_that_neither_is_there_nor_was_named_is_no_part_of_a_mean():

@@ -11,7 +11,9 @@ from compress.data.splits import load_task
 from compress.export.metadata import with_metadata
 from compress.export.proven import Export, export
 from compress.networks import LeNet5, build
-from compress.quantize.post_training import QuantizeDynamic, QuantizeStatic, WeightOnly
+from compress.quantize.dynamic import QuantizeDynamic
+from compress.quantize.static import QuantizeStatic
+from compress.quantize.storage import WeightOnly
 from compress.steps import onnx_step
 from compress.train.fit import Fit, fit
 from deploy.bundle.make import bundle_model

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.quantize.post_training import QuantizeStatic, quantize_static
+from compress.quantize.static import QuantizeStatic, quantize_static
 from deploy.bundle.make import bundle_model
 from deploy.evalset import EvalSet
 from deploy.session import open_model

@@ -5,6 +5,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.data.task import Split, Task
+from compress.quantize.outputs import outputs_of
 
 SHAPE = (8, 8, 2)
 
@@ -51,6 +52,19 @@ def network(*, seed=0):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     model.metadata_props.add(key="lightship.data", value='"tiny"')
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def regression(*, seed=0):
+    """Return ``network`` without its softmax: three targets, the second a thousand times the others."""
+    model = network(seed=seed)
+    softmax = model.graph.node.pop()
+    model.graph.output[0].name = softmax.input[0]
+    for name in ("dense/kernel", "dense/bias"):
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        values = numpy_helper.to_array(tensor) * np.float32([1, 1000, 1])
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -106,6 +120,34 @@ def depthwise_chain(*, spread=1.0, seed=0):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def textures(n, *, seed):
+    """Return images of stripes, columns or checks, more or less of them in noise, and which it is."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    rows, columns = np.indices(SHAPE[:2]) % 2
+    kinds = np.stack([rows, columns, rows ^ columns])[..., None]
+    strength = rng.uniform(0.2, 1, (n, 1, 1, 1))
+    x = kinds[y] * strength + rng.uniform(0, 0.5, (n, *SHAPE))
+    return (x / 1.5).astype(np.float32), y
+
+
+def taught(model, x, y):
+    """Return ``depthwise_chain`` with a dense layer that tells classes by what the rest gives."""
+    features = type(model)()
+    features.CopyFrom(model)
+    del features.graph.node[-2:]
+    features.graph.output[0].name = "flatten:0"
+    features.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
+    given = np.column_stack([outputs_of(features, x), np.ones(len(x))])
+    # Ridge regression: without the ridge, tiny differences of large numbers would decide.
+    head = np.linalg.solve(given.T @ given + 0.3 * np.eye(13), given.T @ (5 * np.eye(3)[y]))
+    for tensor in model.graph.initializer:
+        values = {"dense/kernel": head[:-1], "dense/bias": head[-1]}.get(tensor.name)
+        if values is not None:
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
     return model
 
 

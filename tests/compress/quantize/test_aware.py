@@ -14,7 +14,7 @@ from compress.networks import load_keras
 from compress.quantize.as_trained import require_as_trained
 from compress.quantize.aware import QuantizeAware, _nudged, learned, quantize_aware
 from compress.quantize.fold import fold_batch_norm
-from compress.quantize.post_training import QuantizeStatic, quantize_static
+from compress.quantize.static import QuantizeStatic, quantize_static
 from compress.steps import exported, keras_step, reasons_left_alone
 from compress.train.fit import Fit, fit
 from compress.train.optimizers import Adam

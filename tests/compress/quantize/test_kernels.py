@@ -1,17 +1,16 @@
+import msgspec
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 
-from compress.quantize.post_training import (
-    QuantizeDynamic,
-    QuantizeStatic,
-    WeightOnly,
-    quantize_dynamic,
-    quantize_static,
-    weight_only,
-)
-from deploy.kernels import int8_layers, optimized, why_not_int8
+from compress.quantize.dynamic import QuantizeDynamic, quantize_dynamic
+from compress.quantize.static import QuantizeStatic, quantize_static
+from compress.quantize.storage import WeightOnly, weight_only
+from deploy.graph import weighted_nodes
+from deploy.kernels import can_saturate, int8_layers, optimized, why_not_int8
 from deploy.record import SessionOptions
+from tests.compress.quantize.applying import apply
 from tests.compress.quantize.networks import images, network, task_with
 
 VNNI = "x86-vnni"
@@ -32,6 +31,42 @@ def test_every_layer_of_a_static_model_runs_as_int8():
         "stem": "QLinearConv", "conv": "QLinearConv", "dense": "QGemm",
     }  # fmt: skip
     assert why_not_int8(model, target=VNNI) == {}
+
+
+MADE = [
+    QuantizeStatic(),
+    QuantizeStatic(per_channel=False),
+    QuantizeStatic(correct=("rounding", "bias")),
+    QuantizeDynamic(),
+    QuantizeDynamic(per_channel=False, convolutions=True),
+]
+
+
+def saturating(step, *, made_for, on):
+    model = apply(network(), msgspec.structs.replace(step, target=made_for))
+    int8 = int8_layers(model, target=made_for)
+    layers = [found for found in weighted_nodes(model.graph) if found.node.name in int8]
+    return {found.node.name for found in layers if can_saturate(model, found, target=on)}
+
+
+@pytest.mark.parametrize("step", MADE, ids=repr)
+def test_what_is_made_for_avx2_saturates_nowhere_and_what_is_made_for_vnni_does_there(step):
+    assert saturating(step, made_for="x86-avx2", on="x86-avx2") == set()
+    assert "dense" in saturating(step, made_for="x86-vnni", on="x86-avx2")
+    assert saturating(step, made_for="x86-vnni", on="x86-vnni") == set()
+
+
+@pytest.mark.parametrize("step", MADE, ids=repr)
+def test_a_step_that_names_no_target_saturates_nowhere_here(step):
+    assert saturating(step, made_for=None, on=None) == set()
+
+
+def test_signed_inputs_saturate_nowhere():
+    assert saturating(QuantizeStatic(), made_for="arm64", on="x86-avx2") == set()
+
+
+def test_a_file_of_four_bit_weights_may_be_opened_anywhere():
+    assert saturating(QuantizeStatic(weight_bits=4), made_for="x86-vnni", on="x86-avx2") == set()
 
 
 def test_no_island_of_float_is_left_between_int8_layers():

@@ -6,16 +6,19 @@ from onnx import helper, numpy_helper
 
 from compress.data.task import Split
 from compress.quantize.lint import lint_calibration
+from deploy.goals import default_metric
 from deploy.graph import array_of
+from deploy.record import Goal
 from tests.compress.quantize.networks import images, network, task_with
 
 
-def task(x, *, y=None, train=None):
-    y = np.arange(len(x)) % 3 if y is None else np.asarray(y)
+def task(x, *, y=None, train=None, kind="classification"):
+    y = np.arange(len(x)) % 3 if y is None else y
     calibration = Split(raw=x, x=x, y=y)
     given = x if train is None else train
     training = Split(raw=given, x=given, y=np.zeros(len(given), np.int64))
-    return dataclasses.replace(task_with(x), calibration=calibration, train=training)
+    goal = Goal(task=kind, metric=default_metric(kind))
+    return dataclasses.replace(task_with(x), calibration=calibration, train=training, goal=goal)
 
 
 def model(**changes):
@@ -50,7 +53,7 @@ def test_few_samples_are_named_with_how_many_to_give():
 
 
 def test_classes_without_a_sample_are_named():
-    (said,) = found(images(200), y=[0] * 200)
+    (said,) = found(images(200), y=np.zeros(200, np.int64))
     assert "2 of 3 classes have no sample (b, c); give samples of every class" in said
 
 
@@ -109,9 +112,35 @@ def test_halves_that_disagree_are_found(samples):
     assert 'give more samples, or calibration = "percentile"' in said
 
 
-def test_a_task_without_classes_misses_none():
-    x = images(200)
-    assert found(x, y=np.random.default_rng(0).random((200, 2))) == ()
+def test_labels_without_a_sample_are_named():
+    labels = np.tile([1, 0, 1], (200, 1))
+    (said,) = found(images(200), y=labels, kind="multi_label")
+    assert "1 of 3 labels have no sample (b); give samples of every label" in said
+
+
+@pytest.mark.parametrize("y", [np.zeros((200, 3)), np.full((200, 3), 7)], ids=["floats", "counts"])
+def test_a_regression_misses_no_class(y):
+    assert found(images(200), y=y, kind="regression") == ()
+
+
+class Unread:
+    """The truth of a reconstruction: as large as the samples, and nothing to the lint."""
+
+    def __len__(self):
+        return 200
+
+    def __array__(self, *_):
+        raise AssertionError("was read as a whole")
+
+
+def test_a_reconstruction_misses_no_class_and_its_truth_is_not_read():
+    assert found(images(200), y=Unread(), kind="reconstruction") == ()
+
+
+@pytest.mark.parametrize("kind", ["regression", "reconstruction"])
+def test_samples_of_a_task_without_classes_are_looked_at_like_others(kind):
+    (said,) = found(images(200), y=np.zeros((200, 3)), train=255 * images(200), kind=kind)
+    assert "preprocessed as in training" in said
 
 
 def test_one_sample_is_enough_to_be_looked_at():

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -8,14 +9,15 @@ from onnx import numpy_helper
 from compress.data.task import Split, Task
 from compress.quantize import mixed as module
 from compress.quantize.mixed import QuantizeMixed, as_static, quantize_mixed, why_in_float
+from compress.quantize.outputs import outputs_of
 from compress.quantize.plots import check_plot, plot_search
-from compress.quantize.post_training import quantize_static
+from compress.quantize.static import quantize_static
 from compress.recipe import parse_recipe
 from deploy.errors import UserError
 from deploy.graph import array_of, producers, weighted_nodes
-from deploy.record import Interval
+from deploy.record import Goal, Interval
 from deploy.session import open_model
-from tests.compress.quantize.networks import images, network
+from tests.compress.quantize.networks import images, network, regression
 
 NAMES = ("stem", "conv", "dense")
 
@@ -121,6 +123,23 @@ def test_what_loses_too_much_is_neither_timed_nor_chosen(model, task, rig, monke
     assert [int8 for int8 in timed if len(int8) > 1] == [ALL]
     refused = [tried for tried in search.tried if tried.drop_points > 3]
     assert {tried.speedup for tried in refused} == {None, 5.0}
+
+
+def test_what_may_be_lost_of_a_regression_is_per_cent_of_its_error(task, rig):
+    """A float model without error: whatever int8 costs is too much, however fast it is."""
+    model, x = regression(), task.validation.x
+    exact = dataclasses.replace(task.validation, y=np.float32(outputs_of(model, x)))
+    goal = Goal(task="regression", metric="mae")
+    values = dataclasses.replace(task, validation=exact, goal=goal)
+    rig(lambda int8: 1 + len(int8))
+    made, search = quantize_mixed(model, QuantizeMixed(max_drop_points=50), values, seed=0)
+    assert layers_in_int8(made) == set()
+    assert search.chosen.drop_points == 0
+    blurred = dataclasses.replace(exact, y=exact.y + np.float32([100, 1e5, 100]))
+    values = dataclasses.replace(values, validation=blurred)
+    made, search = quantize_mixed(model, QuantizeMixed(max_drop_points=5), values, seed=0)
+    assert layers_in_int8(made) == ALL
+    assert abs(search.chosen.drop_points) < 5
 
 
 def test_float_is_what_remains_where_nothing_may_be_lost(model, task, rig, monkeypatch):

@@ -1,16 +1,18 @@
 import dataclasses
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
 from compress.data.task import Split
-from compress.quantize.outputs import kl_divergence, outputs_of, probabilities
+from compress.quantize.outputs import outputs_of
 from compress.quantize.plots import plot_sensitivity
-from compress.quantize.post_training import QuantizeStatic, quantize_static, with_method
 from compress.quantize.sensitivity import LayerSensitivity, sensitivity
+from compress.quantize.static import QuantizeStatic, quantize_static
 from deploy.errors import UserError
 from deploy.graph import array_of
-from tests.compress.quantize.networks import images, network, task_with
+from deploy.record import Goal
+from tests.compress.quantize.networks import images, network, regression, task_with
 
 
 def task(n=64):
@@ -19,9 +21,19 @@ def task(n=64):
     return dataclasses.replace(task_with(images(64)), validation=validation)
 
 
-def spoiled():
+def values_task(model, *, metric="mae"):
+    """Return a task whose truth is what the float model gives, and 1 more or less beside it."""
+    given = task()
+    truth = outputs_of(model, given.validation.x)
+    truth += np.where(np.arange(len(truth)) % 2, 1.0, -1.0)[:, None]
+    validation = dataclasses.replace(given.validation, y=truth.astype(np.float32))
+    goal = Goal(task="regression", metric=metric, unit="mm")
+    return dataclasses.replace(given, validation=validation, goal=goal)
+
+
+def spoiled(made=None):
     """Return the network with one weight in the conv so large that the others round to nothing."""
-    made = network()
+    made = made or network()
     kernel = next(t for t in made.graph.initializer if t.name == "conv/kernel")
     values = array_of(kernel).copy()
     values[:, 0, 0, 0] = 300
@@ -54,11 +66,44 @@ def test_every_layer_is_timed():
 
 
 def test_a_microsecond_that_is_not_saved_has_no_price():
-    def layer(saved_us):
-        return LayerSensitivity(name="a", kl_divergence=3, delta_points=0, saved_us=saved_us)
+    def layer(saved_us, *, nats=3, noise=None):
+        return LayerSensitivity(
+            name="a", kl_divergence=nats, noise_share=noise, delta_points=0, saved_us=saved_us
+        )
 
-    assert layer(1.5).nats_per_us == 2
-    assert [layer(saved).nats_per_us for saved in (None, 0, -1)] == [None] * 3
+    assert layer(1.5).cost_per_us == 2
+    assert layer(0.5, nats=None, noise=0.01).cost_per_us == 0.02
+    assert [layer(saved).cost_per_us for saved in (None, 0, -1)] == [None] * 3
+
+
+def test_layers_of_a_regression_are_ranked_by_the_noise_in_its_values():
+    model = spoiled(regression())
+    layers = sensitivity(model, QuantizeStatic(), values_task(model), options=None)
+    assert layers[0].name == "conv"
+    ratios = [layer.sqnr_db for layer in layers]
+    assert ratios == sorted(ratios)
+    assert ratios[0] < ratios[-1] - 5
+    assert {layer.kl_divergence for layer in layers} == {None}
+
+
+def test_what_a_regression_loses_is_told_in_per_cent_of_its_error():
+    """The float model errs by 1 on average, so that an error of a hundredth more is one per cent."""
+    model = regression()
+    by_error = sensitivity(model, QuantizeStatic(), values_task(model), options=None)
+    of = {layer.name: layer.delta_points for layer in by_error}
+    alone = quantize_static(model, QuantizeStatic(exclude=("stem", "conv")), task(), ranges=None)
+    truth = values_task(model).validation
+    error = np.abs(outputs_of(alone, truth.x) - truth.y).mean()
+    assert of["dense"] == pytest.approx(-100 * (error - 1), rel=1e-3)
+
+
+def test_layers_of_a_reconstruction_are_judged_without_anomalies():
+    """The validation part holds none: the model's own metric, ROC-AUC, cannot be told there."""
+    model, given = regression(), values_task(regression())
+    autoencoder = dataclasses.replace(given, goal=Goal(task="reconstruction", metric="roc_auc"))
+    layers = sensitivity(model, QuantizeStatic(), autoencoder, options=None)
+    assert all(layer.noise_share > 0 for layer in layers)
+    assert any(layer.delta_points for layer in layers)
 
 
 def test_no_validation_sample_is_refused():
@@ -66,56 +111,20 @@ def test_no_validation_sample_is_refused():
         sensitivity(network(), QuantizeStatic(), task(0), options=None)
 
 
-def test_it_is_drawn(tmp_path):
-    layers = sensitivity(network(), QuantizeStatic(), task(8), options=None)
+@pytest.mark.parametrize("made", [network(), regression()], ids=["classes", "values"])
+def test_it_is_drawn(made, tmp_path):
+    given = values_task(made) if made.graph.output[0].name == "dense:0" else task(8)
+    layers = sensitivity(made, QuantizeStatic(), given, options=None)
     plot_sensitivity(layers, tmp_path / "layers.png")
     assert (tmp_path / "layers.png").stat().st_size > 1000
 
 
-def test_logits_become_probabilities_and_probabilities_stay():
-    assert probabilities(np.array([[0.0, 0.0]])).tolist() == [[0.5, 0.5]]
-    assert probabilities(np.array([[0.9, 0.1]])).tolist() == [[0.9, 0.1]]
-
-
-def test_a_divergence_is_zero_for_equals_and_known_by_hand_for_others():
-    p, q = np.array([[0.5, 0.5]]), np.array([[0.25, 0.75]])
-    assert kl_divergence(p, p) == 0
-    assert kl_divergence(p, q) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
-
-
-# Calibration by measurement.
-
-
-def test_auto_leaves_out_an_outlier_that_spoils_minmax():
-    x = images(128)
-    x[0, 0, 0, 0] = 3e3
-    chosen = with_method(network(), QuantizeStatic(calibration="auto"), task_with(x)).calibration
-    assert chosen not in {"auto", "minmax"}
-
-
-def test_auto_gives_what_its_choice_gives():
-    given = task_with(images(100))
-    auto = QuantizeStatic(calibration="auto")
-    chosen = with_method(network(), auto, given)
-    assert (
-        quantize_static(network(), auto, given).SerializeToString()
-        == quantize_static(network(), chosen, given).SerializeToString()
+def test_the_picture_of_values_names_the_noise_in_decibels(tmp_path):
+    noisy = LayerSensitivity(
+        name="a", kl_divergence=None, noise_share=0.001, delta_points=0, saved_us=None
     )
-
-
-@pytest.mark.parametrize("samples", [1, 2, 20])
-def test_auto_makes_do_with_few_samples(samples):
-    step = with_method(network(), QuantizeStatic(calibration="auto"), task_with(images(samples)))
-    assert step.calibration != "auto"
-
-
-def test_a_method_that_was_named_stays():
-    step = QuantizeStatic(calibration="mse")
-    assert with_method(network(), step, task_with(images())) is step
-
-
-def test_outputs_do_not_depend_on_how_samples_are_parted():
-    x = images(50)
-    np.testing.assert_allclose(
-        outputs_of(network(), x), outputs_of(network(), x, [slice(0, 7), slice(7, 50)]), rtol=1e-5
-    )
+    with mpl.rc_context({"svg.fonttype": "none"}):  # letters, not their outlines
+        plot_sensitivity([noisy], tmp_path / "layers.svg")
+    text = (tmp_path / "layers.svg").read_text()
+    assert "30 dB" in text
+    assert "noise / variance of the outputs" in text

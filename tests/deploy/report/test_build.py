@@ -155,6 +155,19 @@ def test_what_is_no_better_than_a_twentieth_of_a_point_is_off_the_front():
     assert [v.name for v in example().variants if v.pareto] == ["int8", "pruned-int8"]
 
 
+def test_a_variant_whose_sums_can_overflow_on_the_machine_is_warned_of():
+    """As a file for x86-vnni does where the report was made, on an x86 without it."""
+    first, *others = variants()
+    overflowing = msgspec.structs.replace(
+        first.audit, target="x86-avx2", int8_layers=3, saturating=("conv1", "dense1")
+    )
+    changed = dataclasses.replace(first, audit=overflowing)
+    (said,) = example(variants=[changed, *others]).warnings
+    assert said.startswith(f"{first.name}: int8 sums can overflow on x86-avx2 in 2 of 3 layers")
+    assert "(conv1, dense1)" in said
+    assert not example().warnings
+
+
 def test_the_measurement_brings_its_own_environment_and_warnings():
     noisy = msgspec.structs.replace(measurement(), warnings=("too noisy to tell",))
     results = example(measurement=noisy, warnings=["odd data"])

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
-from compress.quantize import post_training
-from compress.quantize.post_training import QuantizeStatic, quantize_static, why_not_quantized
+from compress.quantize import static as static_module
+from compress.quantize.static import QuantizeStatic, quantize_static, why_not_static
 from deploy.errors import UserError
 from deploy.kernels import int8_layers, optimized
 from deploy.record import SessionOptions
@@ -24,16 +25,10 @@ def depthwise_network():
     """The network with its second convolution over each channel by itself."""
     model = network()
     kernel = next(tensor for tensor in model.graph.initializer if tensor.name == "conv/kernel")
-    kernel.CopyFrom(post_training_array(np.ones((8, 1, 3, 3), np.float32) / 9, "conv/kernel"))
+    kernel.CopyFrom(numpy_helper.from_array(np.ones((8, 1, 3, 3), np.float32) / 9, "conv/kernel"))
     node = next(node for node in model.graph.node if node.name == "conv")
     node.attribute.add(name="group", type=2, i=8)
     return model
-
-
-def post_training_array(values, name):
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(values, name)
 
 
 @pytest.mark.parametrize("exclusion", ["session_option", "structural"])
@@ -71,7 +66,7 @@ def test_the_guard_is_computed_inside_the_convolution_and_stands_only_where_it_i
 @requantizing
 def test_an_excluded_layer_that_became_int8_all_the_same_is_refused_by_name(monkeypatch):
     """Without the guard in the graph, ONNX Runtime undoes a structural exclusion."""
-    monkeypatch.setattr(post_training, "_guard", lambda graph, names: None)
+    monkeypatch.setattr(static_module, "guard", lambda graph, names: None)
     with pytest.raises(UserError, match="runs 'conv' as QLinearConv although"):
         static(exclude=("conv",), exclusion="structural")
 
@@ -96,7 +91,7 @@ def test_an_excluded_layer_keeps_a_bias_that_it_shared_with_an_int8_layer():
 
 def test_layers_are_excluded_by_type():
     step = QuantizeStatic(target=VNNI, exclude_types=("Conv",))
-    assert why_not_quantized(network(), step) == {
+    assert why_not_static(network(), step) == {
         "stem": "excluded as a Conv", "conv": "excluded as a Conv",
     }  # fmt: skip
     assert set(int8_layers(static(exclude_types=("Conv",)), target=VNNI)) == {"dense"}
@@ -115,7 +110,7 @@ def test_an_operator_without_weights_takes_the_guard_to_stay_float():
 
 def test_depthwise_convolutions_are_a_type_of_their_own():
     step = QuantizeStatic(target=VNNI, exclude_types=("DepthwiseConv",))
-    assert why_not_quantized(depthwise_network(), step) == {"conv": "excluded as a DepthwiseConv"}
+    assert why_not_static(depthwise_network(), step) == {"conv": "excluded as a DepthwiseConv"}
     model = quantize_static(depthwise_network(), step, task_with(images()))
     assert set(int8_layers(model, target=VNNI)) == {"stem", "dense"}
 

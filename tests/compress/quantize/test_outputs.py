@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.quantize.outputs import (
+    distance,
+    kl_divergence,
+    noise_share,
+    outputs_of,
+    probabilities,
+    sqnr_db,
+)
+from tests.compress.quantize.networks import images, network
+
+
+def test_logits_become_probabilities_and_probabilities_stay():
+    assert probabilities(np.array([[0.0, 0.0]])).tolist() == [[0.5, 0.5]]
+    assert probabilities(np.array([[0.9, 0.1]])).tolist() == [[0.9, 0.1]]
+
+
+def test_a_divergence_is_zero_for_equals_and_known_by_hand_for_others():
+    p, q = np.array([[0.5, 0.5]]), np.array([[0.25, 0.75]])
+    assert kl_divergence(p, p) == 0
+    assert kl_divergence(p, q) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+
+
+def test_outputs_do_not_depend_on_how_samples_are_parted():
+    x = images(50)
+    np.testing.assert_allclose(
+        outputs_of(network(), x), outputs_of(network(), x, [slice(0, 7), slice(7, 50)]), rtol=1e-5
+    )
+
+
+def test_labels_diverge_as_so_many_coins_do():
+    """One label of two keeps its probability, the other goes from a half to a quarter."""
+    before, after = np.array([[0.5, 0.9]]), np.array([[0.25, 0.9]])
+    coin = kl_divergence(np.array([[0.5, 0.5]]), np.array([[0.25, 0.75]]))
+    assert distance("multi_label", before, after) == pytest.approx(coin / 2)
+
+
+def test_an_output_that_happens_to_add_up_to_one_is_a_value_all_the_same():
+    before = np.array([[1.0], [1.0005]])
+    assert distance("regression", before, before + 0.001) > 1
+
+
+def test_the_noise_of_several_targets_is_the_mean_of_their_own_shares():
+    before = np.array([[-1.0, 0.0], [1.0, 2000.0]])
+    after = before + np.array([0.1, 0.0])
+    assert noise_share(before, after) == pytest.approx(0.01 / 2)
+    assert sqnr_db(noise_share(before[:, :1], after[:, :1])) == pytest.approx(20)
+
+
+def test_a_target_that_never_moves_is_left_out_beside_others():
+    before = np.array([[5.0, -1.0], [5.0, 1.0]])
+    assert noise_share(before, before + 0.1) == pytest.approx(0.01)
+    assert noise_share(before[:, :1], before[:, :1] + 0.1) == np.inf
+    assert noise_share(before[:, :1], before[:, :1]) == 0
+
+
+@given(shift=st.floats(-1e3, 1e3), unit=st.floats(1e-3, 1e3))
+def test_neither_the_unit_of_a_target_nor_its_distance_from_zero_changes_its_noise(shift, unit):
+    rng = np.random.default_rng(0)
+    before, noise = rng.normal(size=(50, 2)), rng.normal(size=(50, 2)) / 10
+    moved = unit * before + shift
+    assert noise_share(moved, moved + unit * noise) == pytest.approx(
+        noise_share(before, before + noise), rel=1e-6
+    )
