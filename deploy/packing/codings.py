@@ -24,7 +24,7 @@ from deploy.packing.tables import (
     levels_of,
     most_levels,
     uniform,
-    weight_of,
+    weights_of_levels,
 )
 
 Values = npt.NDArray[Any]
@@ -94,7 +94,7 @@ class Reader:
         """
         value = 0
         for shift in range(0, 35, 7):
-            byte = int(self.decoder.take(1, uniform(256))[0])
+            byte = self.decoder.one(uniform(256))
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
@@ -104,7 +104,7 @@ class Reader:
 
     def nibble(self) -> int:
         """Read a number below 16."""
-        return int(self.decoder.take(1, uniform(16))[0])
+        return self.decoder.one(uniform(16))
 
     def raw(self, size: int) -> memoryview:
         """Read bytes as they are.
@@ -415,7 +415,7 @@ def _geometric_plan(counts: npt.NDArray[np.int64], step: int) -> _TablePlan:
 
 def _level_plans(counts: npt.NDArray[np.int64], fineness: int) -> list[_TablePlan]:
     levels = levels_of(counts, fineness)
-    table = from_weights([weight_of(int(level), fineness) for level in levels])
+    table = from_weights(weights_of_levels(fineness)[levels])
     deltas = np.diff(levels, prepend=0)
     zigzag = np.where(deltas < 0, -2 * deltas - 1, 2 * deltas)
     size = 2 * most_levels(fineness)
@@ -436,7 +436,7 @@ def _level_plans(counts: npt.NDArray[np.int64], fineness: int) -> list[_TablePla
 def _read_table(reader: Reader, symbols: int) -> Table:
     kind = reader.nibble()
     if kind == 0:
-        return geometric(int(reader.decoder.take(1, uniform(256))[0]), symbols)
+        return geometric(reader.decoder.one(uniform(256)), symbols)
     fineness, choice = kind - 1, reader.nibble()
     if fineness not in _FINENESSES or choice >= len(_DELTA_STEPS) or symbols > MOST_SYMBOLS:
         raise ValueError(f"a table of kind {kind}, {choice} of {symbols:,} symbols")
@@ -446,4 +446,4 @@ def _read_table(reader: Reader, symbols: int) -> Table:
     levels = np.cumsum(np.where(turned & 1, -(turned + 1) // 2, turned // 2))
     if levels.min() < 0 or levels.max() >= most:
         raise ValueError("the levels of a table lie outside their range")
-    return from_weights([weight_of(int(level), fineness) for level in levels])
+    return from_weights(weights_of_levels(fineness)[levels])
