@@ -40,6 +40,11 @@ class Encoder:
         if len(table.frequencies) > 1:
             self._runs.append((symbols.astype(np.uint16), table))
 
+    @property
+    def symbols(self) -> int:
+        """How many symbols it has taken."""
+        return sum(len(symbols) for symbols, _ in self._runs)
+
     def finish(self, ends: npt.NDArray[np.uint16], lanes: int) -> bytes:
         """Return the states of all lanes and the words that follow, little-endian.
 
