@@ -196,7 +196,8 @@ def read_values(  # noqa: C901  # one case a coding
             if size > MOST_SYMBOLS:
                 raise ValueError(f"a codebook of {size:,} values")
             book = np.frombuffer(reader.raw(size * width), dtype)
-            return book[_read_symbols(reader, count, size)]
+            chosen: Values = book[_read_symbols(reader, count, size)]
+            return chosen
         case Coding.SPARSE if depth < _DEEPEST:
             return _read_sparse(reader, count, width, depth)
         case Coding.PLANES if width > 1 and depth < _DEEPEST:
