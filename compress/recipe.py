@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -17,6 +16,7 @@ from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.dynamic import QuantizeDynamic
 from compress.quantize.static import QuantizeStatic
+from compress.shipped import shipped_recipes
 from compress.steps import LiteRtStep, OnnxStep, Step
 from compress.train.fit import Fit
 from compress.train.space import ranges_in
@@ -61,12 +61,6 @@ class Recipe(Record, frozen=True, kw_only=True):
     tune: Tune | None = None
     """How `lightship tune` searches a recipe with ranges in the place of values; nothing else looks
     at it."""
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that ship with the package, by name."""
-    folder = Path(str(resources.files("compress"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress.cli import cli
+from compress.shipped import shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +35,13 @@ def test_every_script_in_the_docs_is_there_and_can_be_run():
     assert {"scripts/demo", "scripts/test"} <= named
     for script in named:
         assert (ROOT / script).stat().st_mode & 0o100, script
+
+
+def test_every_recipe_that_ships_is_named_in_the_readme_and_in_the_help():
+    help_text = cli.commands["run"].get_help(cli.make_context("lightship", ["run"]))
+    for name in shipped_recipes():
+        assert f"`{name}`" in README, name
+        assert re.search(rf"\b{name}\b", help_text), name
 
 
 def test_every_link_in_the_docs_leads_somewhere():

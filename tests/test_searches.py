@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.recipe import shipped_recipes
+from compress.shipped import shipped_recipes
 from compress.train.tune import read_search
 from compress.tuning import best_recipe, load_search_recipe
 

@@ -14,6 +14,7 @@ from compress.cli.asked import (
 from compress.cli.options import (
     recipe_options,
 )
+from compress.shipped import shipped_recipes
 from deploy.cli.command import print_json
 from deploy.cli.options import (
     FOLDER,
@@ -39,7 +40,17 @@ def demo(
     _run(recipe, "demo", out=folder, store=store, remeasure=remeasure, as_json=as_json)
 
 
-@click.command()
+@click.command(
+    help=f"""Carry out RECIPE: a TOML file, or the name of one that ships with lightship.
+
+    The names are {", ".join(sorted(shipped_recipes()))}. A run that was cut off goes on where it was
+    when the same command is given again.
+
+    \b
+    lightship run lenet_5
+    lightship run my_recipe.toml --out runs/mine --dry-run
+    """
+)
 @click.argument("recipe")
 @click.option(
     "--out",
@@ -66,16 +77,7 @@ def run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Carry out RECIPE: a TOML file, or the name of one that ships with lightship.
-
-    The names are demo, mnist_mlp, lenet_300_100, lenet_5, fashion_resnet_8, breast_cancer, diabetes
-    and digits_anomaly. A run that was cut off goes on where it was when the same command is given
-    again.
-
-    \b
-    lightship run lenet_5
-    lightship run my_recipe.toml --out runs/mine --dry-run
-    """
+    """Carry out a recipe; ``help`` says how."""
     resolved = _resolved(recipe, seed=seed, threads=threads)
     folder, kept = _folders(resolved, out, store, seed=seed)
     if dry_run:

@@ -20,6 +20,8 @@ from deploy.graph import attributes, constants, consumers, producers
 
 Pass = Callable[[Any], Any]
 
+_SUMS = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 # Operators that treat every element alike, so that a Transpose may move across them.
 _ELEMENTWISE = frozenset(
     {
@@ -97,6 +99,25 @@ def without_dead_parts(model: Any) -> Any:
     return model
 
 
+def with_positive_zeros(model: Any) -> Any:
+    """Let weights that are zero be +0, so that they are one symbol to whatever packs the file.
+
+    A mask times a negative weight is −0. Only what sums of products read is changed: there the sign
+    of a zero can decide nothing but the sign of an output that is zero.
+    """
+    from onnx import numpy_helper
+
+    model = _copy(model)
+    readers = consumers(model.graph)
+    for tensor in model.graph.initializer:
+        read_by = {node.op_type for node in readers.get(tensor.name, ())}
+        values = numpy_helper.to_array(tensor)
+        if read_by and read_by <= _SUMS and values.dtype.kind == "f":
+            positive = np.where(values == 0, values.dtype.type(0), values)
+            tensor.CopyFrom(numpy_helper.from_array(positive, tensor.name))
+    return model
+
+
 def with_named_batch(model: Any) -> Any:
     """Name a free first axis of every graph input and output ``batch``."""
     model = _copy(model)
@@ -128,6 +149,7 @@ PASSES: Sequence[Pass] = (
     without_transpose_pairs,
     with_gemms,
     without_dead_parts,
+    with_positive_zeros,
     with_named_batch,
     with_unique_node_names,
 )

@@ -24,8 +24,9 @@ from deploy.packing.tables import (
     levels_of,
     most_levels,
     uniform,
-    weight_of,
+    weights_of_levels,
 )
+from deploy.packing.text import deflate_symbols, inflate_symbols
 
 Values = npt.NDArray[Any]
 """Elements as unsigned whole numbers of 1, 2, 4 or 8 bytes, little-endian, one axis."""
@@ -33,6 +34,12 @@ Values = npt.NDArray[Any]
 _DEEPEST = 4
 _GAPS = (63, 255, 1023)
 """The most zeros that one symbol of a gap stands for."""
+_DEFLATED, _DEFLATED_SINCE = 4, 2
+"""In the place of a table: the symbols are deflated; and the version since when they may be."""
+_LEAST_DEFLATED, _MANY = 256, 1 << 16
+_PATIENCE = 1 + 1 / 64
+"""zlib decodes symbols many times as fast as lanes that are few, so that what it makes may be a little
+longer. Lanes themselves take three bytes of 512. Where there are many symbols, there are many lanes."""
 _FINENESSES = (0, 1, 2)
 _DELTA_STEPS = (6, 14, 22, 34)
 """How likely it is that the level of a symbol is that of the one before: steps of ``geometric``."""
@@ -65,6 +72,13 @@ class Writer:
     def __init__(self) -> None:
         self.encoder = Encoder()
         self.raw = bytearray()
+        self.deflated_bytes = 0
+        """How many of the raw bytes are symbols that were deflated."""
+
+    @property
+    def version(self) -> int:
+        """The lowest version of the format that has all that was written."""
+        return _DEFLATED_SINCE if self.deflated_bytes else 1
 
     def number(self, value: int) -> None:
         """Write a number, 7 bits a symbol."""
@@ -81,8 +95,9 @@ class Writer:
 class Reader:
     """What a writer wrote, in its order."""
 
-    def __init__(self, decoder: Decoder, raw: memoryview, most: int) -> None:
+    def __init__(self, decoder: Decoder, raw: memoryview, most: int, version: int) -> None:
         self.decoder = decoder
+        self.version = version
         self._raw = raw
         self._most = max(most, 255)  # a byte's value, in a model of fewer bytes than that
 
@@ -94,7 +109,7 @@ class Reader:
         """
         value = 0
         for shift in range(0, 35, 7):
-            byte = int(self.decoder.take(1, uniform(256))[0])
+            byte = self.decoder.one(uniform(256))
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
@@ -104,7 +119,7 @@ class Reader:
 
     def nibble(self) -> int:
         """Read a number below 16."""
-        return int(self.decoder.take(1, uniform(16))[0])
+        return self.decoder.one(uniform(16))
 
     def raw(self, size: int) -> memoryview:
         """Read bytes as they are.
@@ -170,11 +185,10 @@ def read_values(  # noqa: C901  # one case a coding
         case Coding.CONSTANT:
             return np.full(count, np.frombuffer(reader.raw(width), dtype)[0])
         case Coding.RANGE if width == 1:
-            low = reader.number()
-            table = _read_table(reader, reader.number() + 1)
-            if low + len(table.frequencies) > 256:
+            low, size = reader.number(), reader.number() + 1
+            if low + size > 256:
                 raise ValueError("a byte has more than 256 values")
-            symbols = reader.decoder.take(count, table).astype(dtype)
+            symbols = _read_symbols(reader, count, size).astype(dtype)
             symbols += np.uint8(low)
             return symbols
         case Coding.CODEBOOK if width > 1:
@@ -182,7 +196,8 @@ def read_values(  # noqa: C901  # one case a coding
             if size > MOST_SYMBOLS:
                 raise ValueError(f"a codebook of {size:,} values")
             book = np.frombuffer(reader.raw(size * width), dtype)
-            return book[reader.decoder.take(count, _read_table(reader, size))]
+            chosen: Values = book[_read_symbols(reader, count, size)]
+            return chosen
         case Coding.SPARSE if depth < _DEEPEST:
             return _read_sparse(reader, count, width, depth)
         case Coding.PLANES if width > 1 and depth < _DEEPEST:
@@ -219,27 +234,25 @@ def _constant(values: Values) -> Plan:
 
 def _range(values: Values, low: int, high: int) -> Plan:
     symbols = values - np.uint8(low)
-    plan = _table_plan(np.bincount(symbols, minlength=high - low + 1))
+    plan = _symbols_plan(symbols, np.bincount(symbols, minlength=high - low + 1))
 
     def write(writer: Writer) -> None:
         writer.nibble(Coding.RANGE)
         writer.number(low)
         writer.number(high - low)
         plan.write(writer)
-        writer.encoder.put(symbols, plan.table)
 
     return Plan(4 + 8 + 8 + plan.bits, write)
 
 
 def _codebook(values: Values, found: Values, counts: npt.NDArray[np.int64]) -> Plan:
-    plan = _table_plan(counts)
+    plan = _symbols_plan(np.searchsorted(found, values), counts)
 
     def write(writer: Writer) -> None:
         writer.nibble(Coding.CODEBOOK)
         writer.number(len(found) - 1)
         writer.raw += found.tobytes()
         plan.write(writer)
-        writer.encoder.put(np.searchsorted(found, values), plan.table)
 
     return Plan(4 + 16 + 8 * found.nbytes + plan.bits, write)
 
@@ -251,21 +264,19 @@ def _sparse(values: Values, common: Any, kind: Kind, depth: int) -> Plan:
     tried = []
     for most in _GAPS:
         skips, last = np.divmod(gaps, most)
-        counts = np.bincount(last, minlength=most + 1)
-        counts[most] = skips.sum()
-        tried.append((_table_plan(counts), most, skips, last))
-    plan, most, skips, last = min(tried, key=lambda one: one[0].bits)
-    ends = np.cumsum(skips + 1)
-    symbols = np.full(ends[-1], most, np.uint16)
-    symbols[ends - 1] = last
+        ends = np.cumsum(skips + 1)
+        symbols = np.full(ends[-1], most, np.uint16)
+        symbols[ends - 1] = last
+        counts = np.bincount(symbols, minlength=most + 1)
+        tried.append((_symbols_plan(symbols, counts), most, len(symbols)))
+    plan, most, length = min(tried, key=lambda one: one[0].bits)
 
     def write(writer: Writer) -> None:
         writer.nibble(Coding.SPARSE)
         writer.raw += np.asarray(common).tobytes()
         writer.nibble(_GAPS.index(most))
-        writer.number(len(symbols))
+        writer.number(length)
         plan.write(writer)
-        writer.encoder.put(symbols, plan.table)
         writer.number(len(places))
         rest.write(writer)
 
@@ -280,7 +291,7 @@ def _read_sparse(reader: Reader, count: int, width: int, depth: int) -> Values:
     most, length = _GAPS[choice], reader.number()
     if length > count:
         raise ValueError(f"{length:,} gaps in {count:,} weights")
-    symbols = reader.decoder.take(length, _read_table(reader, most + 1)).astype(np.int64)
+    symbols = _read_symbols(reader, length, most + 1).astype(np.int64)
     ends = symbols < most
     places = np.cumsum(symbols + ends)[ends] - 1
     if len(places) != reader.number() or not len(places) or places[-1] >= count:
@@ -392,6 +403,40 @@ class _TablePlan:
     write: Callable[[Writer], None]
 
 
+def _symbols_plan(symbols: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> Plan:
+    """Return the shortest way to write symbols, or one that is little longer and read at once."""
+    plan = _table_plan(counts)
+
+    def write(writer: Writer) -> None:
+        plan.write(writer)
+        writer.encoder.put(symbols, plan.table)
+
+    by_lanes = Plan(plan.bits, write)
+    if len(counts) > 256 or not _LEAST_DEFLATED <= len(symbols) < _MANY:
+        return by_lanes
+    data = deflate_symbols(symbols.astype(np.uint8).tobytes())
+
+    def write_deflated(writer: Writer) -> None:
+        writer.nibble(_DEFLATED)
+        writer.number(len(data))
+        writer.raw += data
+        writer.deflated_bytes += len(data)
+
+    deflated = Plan(4 + 16 + 8 * len(data), write_deflated)
+    return deflated if deflated.bits < _PATIENCE * by_lanes.bits else by_lanes
+
+
+def _read_symbols(reader: Reader, count: int, size: int) -> npt.NDArray[Any]:
+    """Return symbols below ``size``, as ``_symbols_plan`` wrote them."""
+    kind = reader.nibble()
+    if kind != _DEFLATED or reader.version < _DEFLATED_SINCE:
+        return reader.decoder.take(count, _read_table(reader, kind, size))
+    symbols = np.frombuffer(inflate_symbols(reader.raw(reader.number()), count), np.uint8)
+    if symbols.max(initial=0) >= size:
+        raise ValueError(f"a symbol {symbols.max()} where {size:,} are possible")
+    return symbols
+
+
 def _table_plan(counts: npt.NDArray[np.int64]) -> _TablePlan:
     """Return the table that is cheapest for symbols that come so often."""
     mean = float((counts * np.arange(len(counts))).sum() / counts.sum())
@@ -415,7 +460,7 @@ def _geometric_plan(counts: npt.NDArray[np.int64], step: int) -> _TablePlan:
 
 def _level_plans(counts: npt.NDArray[np.int64], fineness: int) -> list[_TablePlan]:
     levels = levels_of(counts, fineness)
-    table = from_weights([weight_of(int(level), fineness) for level in levels])
+    table = from_weights(weights_of_levels(fineness)[levels])
     deltas = np.diff(levels, prepend=0)
     zigzag = np.where(deltas < 0, -2 * deltas - 1, 2 * deltas)
     size = 2 * most_levels(fineness)
@@ -433,10 +478,9 @@ def _level_plans(counts: npt.NDArray[np.int64], fineness: int) -> list[_TablePla
     return plans
 
 
-def _read_table(reader: Reader, symbols: int) -> Table:
-    kind = reader.nibble()
+def _read_table(reader: Reader, kind: int, symbols: int) -> Table:
     if kind == 0:
-        return geometric(int(reader.decoder.take(1, uniform(256))[0]), symbols)
+        return geometric(reader.decoder.one(uniform(256)), symbols)
     fineness, choice = kind - 1, reader.nibble()
     if fineness not in _FINENESSES or choice >= len(_DELTA_STEPS) or symbols > MOST_SYMBOLS:
         raise ValueError(f"a table of kind {kind}, {choice} of {symbols:,} symbols")
@@ -446,4 +490,4 @@ def _read_table(reader: Reader, symbols: int) -> Table:
     levels = np.cumsum(np.where(turned & 1, -(turned + 1) // 2, turned // 2))
     if levels.min() < 0 or levels.max() >= most:
         raise ValueError("the levels of a table lie outside their range")
-    return from_weights([weight_of(int(level), fineness) for level in levels])
+    return from_weights(weights_of_levels(fineness)[levels])

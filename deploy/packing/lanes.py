@@ -10,6 +10,7 @@ that is where the digest lies, at no cost.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ LOWEST = 1 << 16
 """Where a state begins; below it, a lane takes another word."""
 _TOTAL = 1 << PRECISION
 _SYMBOLS_AT_ONCE = 1 << 18
+_FEW = 16
+"""Rows of so many symbols, or fewer, are decoded faster one by one."""
+_FEW_AT_ONCE = 1 << 12
+_CUT_OFF = "it is cut off: its code ends before its weights do"
 
 
 class Encoder:
@@ -34,6 +39,11 @@ class Encoder:
         """Add a run; each symbol must have a frequency in the table."""
         if len(table.frequencies) > 1:
             self._runs.append((symbols.astype(np.uint16), table))
+
+    @property
+    def symbols(self) -> int:
+        """How many symbols it has taken."""
+        return sum(len(symbols) for symbols, _ in self._runs)
 
     def finish(self, ends: npt.NDArray[np.uint16], lanes: int) -> bytes:
         """Return the states of all lanes and the words that follow, little-endian.
@@ -87,36 +97,70 @@ class Decoder:
         if len(table.frequencies) == 1:
             return np.zeros(count, np.uint16)
         symbols = np.empty(count, np.uint16)
-        of_slot, frequency, offset = table.by_slot
         lanes = len(self._state)
-        rows = max(1, _SYMBOLS_AT_ONCE // lanes)
-        slots = np.empty(min(count, rows * lanes), np.int64)
+        few = min(count, lanes) <= _FEW
+        rows = max(1, (_FEW_AT_ONCE if few else _SYMBOLS_AT_ONCE) // lanes)
         for start in range(0, count, rows * lanes):
-            part = slots[: min(count - start, rows * lanes)]
-            for row in range(0, len(part), lanes):
-                self._step(part[row : row + lanes], frequency, offset)
-            symbols[start : start + len(part)] = of_slot[part]
+            part = symbols[start : start + rows * lanes]
+            if few:
+                part[:] = self._one_by_one(len(part), table)
+            else:
+                self._row_by_row(part, table)
         return symbols
 
-    def _step(
-        self,
-        slots: npt.NDArray[np.int64],
-        frequency: npt.NDArray[np.int64],
-        offset: npt.NDArray[np.int64],
-    ) -> None:
-        """Decode one symbol of each of the first lanes; ``slots`` takes where they lie."""
-        state = self._state[: len(slots)]
-        np.bitwise_and(state, _TOTAL - 1, out=slots)
-        state >>= PRECISION
-        state *= frequency.take(slots)
-        state += offset.take(slots)
-        low = np.flatnonzero(state < LOWEST)
-        if len(low):
-            words = self._words[self._place : self._place + len(low)]
-            if len(words) < len(low):
-                raise ValueError("it is cut off: its code ends before its weights do")
-            state[low] = (state[low] << 16) | words
-            self._place += len(low)
+    def one(self, table: Table) -> int:
+        """Return the next symbol, as a run of its own.
+
+        Raises:
+            ValueError: if the words end before.
+        """
+        return self._one_by_one(1, table)[0] if len(table.frequencies) > 1 else 0
+
+    def _one_by_one(self, count: int, table: Table) -> list[int]:
+        """Decode in plain numbers: for rows that are shorter than what a call of numpy takes."""
+        ends, frequencies = table.by_symbol
+        width = min(count, len(self._state))
+        states = self._state[:width].tolist()
+        words = self._words[self._place : self._place + count].tolist()
+        symbols, taken = [], 0
+        for index in range(count):
+            lane = index % width
+            state = states[lane]
+            slot = state & _TOTAL - 1
+            symbol = bisect_right(ends, slot)
+            frequency = frequencies[symbol]
+            state = frequency * (state >> PRECISION) + slot - ends[symbol] + frequency
+            if state < LOWEST:
+                if taken == len(words):
+                    raise ValueError(_CUT_OFF)
+                state = state << 16 | words[taken]
+                taken += 1
+            states[lane] = state
+            symbols.append(symbol)
+        self._state[:width] = states
+        self._place += taken
+        return symbols
+
+    def _row_by_row(self, symbols: Symbols, table: Table) -> None:
+        """Decode a symbol of each lane at a time."""
+        of_slot, frequency, offset = table.by_slot
+        lanes = len(self._state)
+        slots = np.empty(len(symbols), np.int64)
+        for start in range(0, len(symbols), lanes):
+            row = slots[start : start + lanes]
+            state = self._state[: len(row)]
+            np.bitwise_and(state, _TOTAL - 1, out=row)
+            state >>= PRECISION
+            state *= frequency.take(row)
+            state += offset.take(row)
+            low = (state < LOWEST).nonzero()[0]
+            if len(low):
+                words = self._words[self._place : self._place + len(low)]
+                if len(words) < len(low):
+                    raise ValueError(_CUT_OFF)
+                state[low] = (state.take(low) << 16) | words
+                self._place += len(low)
+        symbols[:] = of_slot.take(slots)
 
     def ends(self, count: int) -> bytes:
         """Return the 16 bits that each of the first ``count`` lanes began with.

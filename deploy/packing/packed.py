@@ -13,8 +13,9 @@ from deploy.packing.lanes import Decoder
 from deploy.packing.payloads import Payload, payloads
 from deploy.packing.text import deflate, inflate
 
-MAGIC = b"LSP\x01"
-"""Begins every packed file; the last byte is the version of the format."""
+MAGIC = b"LSP"
+"""Begins every packed file; the version of the format is the byte behind it."""
+_VERSIONS = (1, 2)
 LARGEST_MODEL = 1 << 29
 """The bytes that a model may unpack to where nobody says otherwise."""
 _ONNX, _TEXT, _BYTES = 0, 1, 2
@@ -22,6 +23,8 @@ _ONNX, _TEXT, _BYTES = 0, 1, 2
 _MOST_LANES = 1 << 12
 _LEAST_LANES = 4
 _BYTES_A_LANE = 512
+_ROWS = 64
+"""Fewer symbols a lane than that are not worth one."""
 _DIGEST_BYTES = 32
 
 
@@ -31,7 +34,7 @@ class PackingError(UserError):
 
 def is_packed(start: bytes) -> bool:
     """Say whether bytes are, or begin as, a packed model of any version."""
-    return start[:3] == MAGIC[:3]
+    return start[:3] == MAGIC
 
 
 def pack(model: bytes) -> bytes:
@@ -57,11 +60,13 @@ def _packed(model: bytes, found: list[Payload], text: bytes, form: int) -> bytes
         plan.write(writer)
         bits += plan.bits
         known.append(values)
-    lanes = _lanes(bits)
+    lanes = _lanes(bits, writer)
     digest = hashlib.sha256(model).digest()[: 2 * lanes]
     code = writer.encoder.finish(np.frombuffer(digest, "<u2"), lanes)
     numbers = (form, len(model), len(text), len(writer.raw), lanes)
-    return b"".join([MAGIC, *map(_varint, numbers), text, writer.raw, code])
+    return b"".join(
+        [MAGIC, bytes([writer.version]), *map(_varint, numbers), text, writer.raw, code]
+    )
 
 
 def parts_of(model: bytes) -> tuple[bytes, list[Values]]:
@@ -88,11 +93,13 @@ def unpack(data: bytes | memoryview, where: str, most_bytes: int = LARGEST_MODEL
 
 
 def _unpacked(data: memoryview, most_bytes: int) -> bytes:
-    if bytes(data[:3]) != MAGIC[:3]:
+    if bytes(data[:3]) != MAGIC:
         raise ValueError("is no packed model; it does not begin as one does")
-    if len(data) > 3 and data[3] != MAGIC[3]:
-        raise ValueError(f"is packed in version {data[3]}, this reads 1; use a newer lightship")
-    place = len(MAGIC)
+    version, place = _read_varint(data, len(MAGIC))
+    if version not in _VERSIONS:
+        raise ValueError(
+            f"is packed in version {version}, this reads 1 and 2; use a newer lightship"
+        )
     numbers = []
     for _ in range(5):
         number, place = _read_varint(data, place)
@@ -107,7 +114,7 @@ def _unpacked(data: memoryview, most_bytes: int) -> bytes:
     text = inflate(data[place : place + text_size], size) if form != _BYTES else b""
     place += text_size
     decoder = Decoder(data[place + raw_size :], lanes)
-    reader = Reader(decoder, data[place : place + raw_size], size)
+    reader = Reader(decoder, data[place : place + raw_size], size, version)
     model = _filled(text, size, _missing(form, text, size), reader)
     digest = decoder.ends(min(lanes, _DIGEST_BYTES // 2))
     if reader.left:
@@ -170,9 +177,17 @@ def _between(model: bytes, found: list[Payload]) -> Iterator[bytes]:
     yield model[place:]
 
 
-def _lanes(bits: float) -> int:
-    """Return how many coders run side by side: each costs about three bytes, and saves time."""
-    return int(min(max(bits / 8 // _BYTES_A_LANE, _LEAST_LANES), _MOST_LANES))
+def _lanes(bits: float, writer: Writer) -> int:
+    """Return how many coders run side by side: each costs about three bytes, and saves time.
+
+    What zlib decodes saves no time by them; so many as the digest needs there are all the same.
+    """
+    by_size = int(bits / 8 // _BYTES_A_LANE)
+    by_need = min(
+        (int(bits / 8) - writer.deflated_bytes) // _BYTES_A_LANE, writer.encoder.symbols // _ROWS
+    )
+    least = min(max(by_size, _LEAST_LANES), _DIGEST_BYTES // 2)
+    return min(max(by_need, least), _MOST_LANES)
 
 
 def _varint(value: int) -> bytes:

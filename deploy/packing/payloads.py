@@ -86,8 +86,8 @@ class _Walk:
         """Walk through a message that ends at byte ``end`` of the whole model."""
         if depth > _DEEPEST:
             raise ValueError(f"messages lie more than {_DEEPEST} deep in each other")
-        element = _BYTE
-        while self._whole < end:
+        element, messages = _BYTE, _INSIDE.get(kind, {})
+        while self.place + self._ahead < end:
             key = self._varint()
             field, wire = key >> 3, key & 7
             if wire == _VARINT:
@@ -96,9 +96,9 @@ class _Walk:
                     element = _TYPES.get(value, _BYTE)
                 continue
             size = self._size(wire)
-            if size > end - self._whole:
+            if self.place + self._ahead + size > end:
                 raise ValueError(f"a field of {size:,} bytes where {end - self._whole:,} are left")
-            inside = _INSIDE.get(kind, {}).get(field) if wire == _BYTES else None
+            inside = messages.get(field) if wire == _BYTES else None
             if inside is not None:
                 yield from self.message(inside, self._whole + size, depth + 1)
             elif kind == _TENSOR and wire == _BYTES:
@@ -133,9 +133,10 @@ class _Walk:
     def _varint(self) -> int:
         value = 0
         for shift in range(0, 70, 7):
-            if self.place >= len(self._text):
-                raise ValueError("its text is cut off")
-            byte = self._text[self.place]
+            try:
+                byte = self._text[self.place]
+            except IndexError:
+                raise ValueError("its text is cut off") from None
             self.place += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:

@@ -5,8 +5,7 @@ All arithmetic is that of whole numbers: a table is the same on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ _POWERS = (
     46341, 44376, 42495, 40693, 38968, 37316, 35734, 34219,
 )  # fmt: skip
 """2¹⁶ · 2^(−k/16), rounded."""
+_SLOTS = np.arange(_TOTAL)
 
 
 class Table:
@@ -37,8 +37,14 @@ class Table:
     @cached_property
     def by_slot(self) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any], npt.NDArray[Any]]:
         """Return, for each of 2¹⁴ slots, its symbol, the symbol's frequency, its place therein."""
-        symbol = np.repeat(np.arange(len(self.frequencies), dtype=np.uint16), self.frequencies)
-        return symbol, self.frequencies[symbol], np.arange(_TOTAL) - self.firsts[symbol]
+        found = self.frequencies
+        symbol = np.repeat(np.arange(len(found), dtype=np.uint16), found)
+        return symbol, np.repeat(found, found), _SLOTS - np.repeat(self.firsts, found)
+
+    @cached_property
+    def by_symbol(self) -> tuple[list[int], list[int]]:
+        """Return, for each symbol, the slot behind its last, and its frequency: for a few of them."""
+        return np.cumsum(self.frequencies).tolist(), self.frequencies.tolist()
 
     def bits(self, counts: npt.NDArray[Any]) -> float:
         """Return what symbols that come so often cost."""
@@ -47,19 +53,22 @@ class Table:
         return float(-(counts[seen] * np.log2(shares)).sum()) if seen.any() else 0.0
 
 
-def from_weights(weights: Sequence[int]) -> Table:
+def from_weights(weights: npt.ArrayLike) -> Table:
     """Return the table of whole numbers that say how likely each symbol is; 0 for never.
+
+    Args:
+        weights: below 2⁴¹ each and in their sum.
 
     Raises:
         ValueError: if nothing is likely, or there are more symbols than a table takes.
     """
-    total, likely = sum(weights), sum(weight > 0 for weight in weights)
+    given = np.asarray(weights, np.int64)
+    seen = given > 0
+    total, likely = int(given.sum()), int(seen.sum())
     if not total or likely > MOST_SYMBOLS:
         raise ValueError(f"a table of {likely:,} symbols")
-    if likely == 1:
-        return Table(np.array([_TOTAL if weight else 0 for weight in weights], np.int64))
     room = _TOTAL - likely  # one slot for each, the rest by weight
-    found = np.array([1 + weight * room // total if weight else 0 for weight in weights], np.int64)
+    found = seen + given * room // total
     found[int(np.argmax(found))] += _TOTAL - int(found.sum())
     return Table(found)
 
@@ -67,10 +76,10 @@ def from_weights(weights: Sequence[int]) -> Table:
 @lru_cache(maxsize=64)
 def uniform(symbols: int) -> Table:
     """Return the table of symbols that are all as likely."""
-    return from_weights((1,) * symbols)
+    return from_weights(np.ones(symbols, np.int64))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def geometric(step: int, symbols: int) -> Table:
     """Return the table of how many failures come before a success, the last for that many or more.
 
@@ -83,7 +92,7 @@ def geometric(step: int, symbols: int) -> Table:
     for _ in range(symbols - 1):
         weights.append((left * success >> 16) + 1)  # each can come, however unlikely
         left -= left * success >> 16
-    return from_weights((*weights, left + 1))
+    return from_weights([*weights, left + 1])
 
 
 def weight_of(level: int, fineness: int) -> int:
@@ -98,9 +107,15 @@ def weight_of(level: int, fineness: int) -> int:
     return ((1 << fineness) + part) << octave
 
 
+@cache
+def weights_of_levels(fineness: int) -> npt.NDArray[np.int64]:
+    """Return what each level stands for, level 0 first."""
+    return np.array([weight_of(level, fineness) for level in range(most_levels(fineness))])
+
+
 def levels_of(counts: npt.NDArray[np.int64], fineness: int) -> npt.NDArray[np.int64]:
     """Return the level whose weight is nearest to each count, on a scale of ratios."""
-    weights = [weight_of(level, fineness) for level in range(1, most_levels(fineness))]
+    weights = weights_of_levels(fineness)[1:]
     middles = np.sqrt(np.multiply(weights[:-1], weights[1:], dtype=np.float64))
     # The most frequent symbol gets the top of the scale, so that rare ones keep their ratio to it.
     scaled = counts * (weights[-1] / max(1, int(counts.max())))

@@ -1,10 +1,13 @@
-"""The text of a model, deflated with the words that models are made of at hand."""
+"""What zlib does for a model: its text, with the words that models are made of at hand, and symbols."""
 
 from __future__ import annotations
 
 import zlib
 from functools import cache
 from pathlib import Path
+
+_MEMORY = (8, 9)
+"""How much of what is deflated shares a table: which is shorter, is tried."""
 
 
 @cache
@@ -16,7 +19,7 @@ def dictionary() -> bytes:
 def deflate(text: bytes) -> bytes:
     """Return a text in few bytes: raw deflate (RFC 1951) with the preset dictionary."""
     tried = []
-    for memory in (8, 9):
+    for memory in _MEMORY:
         packer = zlib.compressobj(9, zlib.DEFLATED, -15, memory, zdict=dictionary())
         tried.append(packer.compress(text) + packer.flush())
     return min(tried, key=len)
@@ -28,13 +31,40 @@ def inflate(data: bytes | memoryview, most_bytes: int) -> bytes:
     Raises:
         ValueError: if it does not inflate, to as many bytes at most, or anything follows it.
     """
-    unpacker = zlib.decompressobj(-15, zdict=dictionary())
-    try:
-        text = unpacker.decompress(data, most_bytes + 1)
-    except zlib.error as error:
-        raise ValueError(f"its text does not inflate ({error})") from error
+    text = _inflated(zlib.decompressobj(-15, zdict=dictionary()), data, most_bytes, "its text")
     if len(text) > most_bytes:
         raise ValueError(f"its text inflates to more than the {most_bytes:,} bytes of the model")
-    if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("its text is cut off, or something follows it")
     return text
+
+
+def deflate_symbols(symbols: bytes) -> bytes:
+    """Return symbols of a byte each in few bytes: raw deflate, without a dictionary."""
+    tried = []
+    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
+        for memory in _MEMORY:
+            packer = zlib.compressobj(9, zlib.DEFLATED, -15, memory, strategy)
+            tried.append(packer.compress(symbols) + packer.flush())
+    return min(tried, key=len)
+
+
+def inflate_symbols(data: bytes | memoryview, count: int) -> bytes:
+    """Return the ``count`` symbols that were deflated.
+
+    Raises:
+        ValueError: if it does not inflate, to exactly as many, or anything follows it.
+    """
+    symbols = _inflated(zlib.decompressobj(-15), data, count, "a run of symbols")
+    if len(symbols) != count:
+        raise ValueError(f"a run of symbols does not inflate to {count:,}")
+    return symbols
+
+
+def _inflated(unpacker: zlib._Decompress, data: bytes | memoryview, most: int, what: str) -> bytes:
+    """Return what inflates; what is larger than ``most`` is cut off behind one byte more."""
+    try:
+        found = unpacker.decompress(data, most + 1)
+    except zlib.error as error:
+        raise ValueError(f"{what} does not inflate ({error})") from error
+    if len(found) <= most and (not unpacker.eof or unpacker.unused_data):
+        raise ValueError(f"{what} is cut off, or something follows it")
+    return found

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from compress.networks import LeNet5
-from compress.recipe import load_recipe, parse_recipe, shipped_recipes, to_toml
+from compress.recipe import load_recipe, parse_recipe, to_toml
+from compress.shipped import shipped_recipes
 from deploy.errors import UserError
 
 HEAD = """

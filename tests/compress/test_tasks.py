@@ -13,8 +13,9 @@ from compress import pipeline
 from compress.cli import cli
 from compress.data.splits import Data, load_task
 from compress.networks import parse_network
-from compress.recipe import load_recipe, parse_recipe, shipped_recipes
+from compress.recipe import load_recipe, parse_recipe
 from compress.selection import train_for
+from compress.shipped import shipped_recipes
 from compress.store import Store
 from compress.train.fit import Fit
 from deploy import load

@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 import tf_keras
+from onnx import numpy_helper
 
 from compress.export.proven import Export, export
 from deploy.errors import UserError
@@ -42,3 +43,20 @@ def test_logits_in_the_thousands_are_compared_by_their_size():
     samples = np.random.default_rng(0).normal(0, 100, (50, 64)).astype(np.float32)
     exported = export(model, Export(), samples)
     assert np.abs(open_model(exported.SerializeToString()).scores(samples)).max() > 1e3
+
+
+def test_no_weight_of_a_masked_model_is_a_negative_zero_in_the_file():
+    layers, rng = tf_keras.layers, np.random.default_rng(0)
+    model = tf_keras.Sequential(
+        [layers.Input((6, 6, 2)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(),
+         layers.Dense(8, use_bias=False), layers.Dense(3)]
+    )  # fmt: skip
+    masked = [weights * (rng.random(weights.shape) < 0.5) for weights in model.get_weights()]
+    model.set_weights(masked)
+    assert any(np.signbit(weights[weights == 0]).any() for weights in masked)
+    exported = export(model, Export(), rng.normal(size=(9, 6, 6, 2)).astype(np.float32))
+    stored = [numpy_helper.to_array(tensor) for tensor in exported.graph.initializer]
+    assert sum((weights == 0).sum() for weights in stored) >= sum((w == 0).sum() for w in masked)
+    assert not any(
+        np.signbit(values[values == 0]).any() for values in stored if values.dtype.kind == "f"
+    )

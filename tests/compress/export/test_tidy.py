@@ -4,6 +4,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.export import tidy as tidy_module
@@ -12,6 +13,7 @@ from compress.export.tidy import (
     tidy,
     with_gemms,
     with_named_batch,
+    with_positive_zeros,
     with_unique_node_names,
     without_dead_parts,
     without_identities,
@@ -246,6 +248,27 @@ def test_what_no_output_needs_is_dropped():
     assert operators(tidied) == ["Relu"]
     assert not tidied.graph.initializer
     assert [entry.domain for entry in tidied.opset_import] == [""]
+
+
+@given(values=hnp.arrays(np.float32, (3, 2), elements=st.sampled_from([-0.0, 0.0, -1.5, 2.0])))
+def test_no_weight_is_a_negative_zero_and_the_answers_are_the_same(values):
+    model = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        output=(None, 4, 5, 2),
+        constants={"w": values},
+    )
+    tidied = with_positive_zeros(model)
+    weights = numpy_helper.to_array(tidied.graph.initializer[0])
+    assert not np.signbit(weights[weights == 0]).any()
+    np.testing.assert_array_equal(weights, values)
+    np.testing.assert_array_equal(run(tidied, sample()), run(model, sample()))
+
+
+def test_a_negative_zero_that_something_is_divided_by_stays():
+    model = model_of(
+        [helper.make_node("Div", ["x", "w"], ["y"])], constants={"w": np.float32([-0.0])}
+    )
+    assert np.isneginf(run(tidy(model), 1 + np.abs(sample()))).all()
 
 
 def test_a_free_first_axis_is_named_batch_and_a_fixed_one_is_not():

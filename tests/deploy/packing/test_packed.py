@@ -14,8 +14,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, unpack
-from deploy.packing.text import dictionary
+from deploy.packing.codings import Coding, Writer
+from deploy.packing.lanes import Decoder, Encoder
+from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, parts_of, unpack
+from deploy.packing.tables import from_weights
+from deploy.packing.text import deflate_symbols, dictionary
 from deploy.packing.weigh import entropy_bits, sizes_of
 from tests.deploy import tiny_onnx
 
@@ -134,6 +137,86 @@ def test_the_format_is_the_one_that_is_written_down():
     assert unpack(bytes.fromhex(PACKED), "here") == VECTOR
 
 
+LATER_VECTOR = model_of((np.arange(400) ** 2 % 11 - 5).astype(np.int8))
+LATER_PACKED = (
+    "4c53500200fb034f1304e3e0b0fac0cc25cbc55821c45829c509ec6d037d545269a0c4e109655a31"
+    "08b19464e6556acd61e69800aa9798ca0dbc2630478980f4f073f10233262717b310631e30533225"
+    "01452b314421591500fbfde73f0bc3bf7f0c2cfffffc1e650e3c13000008200108cf010073ed0100"
+    "4b360100d47fea50"
+)
+
+
+def test_version_two_is_the_one_that_is_written_down():
+    assert unpack(bytes.fromhex(LATER_PACKED), "here") == LATER_VECTOR
+
+
+def test_what_a_reader_of_version_one_can_read_says_that_it_is_version_one():
+    assert pack(VECTOR) == bytes.fromhex(PACKED)
+    assert pack(LATER_VECTOR)[3] == 2
+    as_one = bytearray.fromhex(LATER_PACKED)
+    as_one[3] = 1
+    with pytest.raises(PackingError, match="a table of kind 4"):
+        unpack(bytes(as_one), "here")
+
+
+def with_symbols(data):
+    """Return a packed tensor of 300 bytes from 0 to 4, its symbols being what zlib has made."""
+    model = model_of((np.arange(300) % 5).astype(np.int8))
+    writer = Writer()
+    writer.nibble(Coding.RANGE)
+    writer.number(0)
+    writer.number(4)
+    writer.nibble(4)
+    writer.number(len(data))
+    writer.raw += data
+    text = parts_of(model)[0]
+    digest = np.frombuffer(hashlib.sha256(model).digest()[:8], "<u2")
+    head = bytes([2, 0, *varint(len(model)), *varint(len(text)), *varint(len(data)), 4])
+    return MAGIC + head + text + bytes(writer.raw) + writer.encoder.finish(digest, 4)
+
+
+def varint(value):
+    return [value] if value < 128 else [value & 127 | 128, *varint(value >> 7)]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (deflate_symbols(bytes(299)), "a run of symbols does not inflate to 300"),
+        (deflate_symbols(bytes(1 << 16)), "a run of symbols does not inflate to 300"),
+        (deflate_symbols(bytes([5] * 300)), "a symbol 5 where 5 are possible"),
+        (deflate_symbols(bytes(300))[:-1], "a run of symbols is cut off"),
+        (deflate_symbols(bytes(300)) + b"\0", "or something follows it"),
+        (b"\xff" * 9, "a run of symbols does not inflate"),
+        (deflate_symbols(bytes(300)), "what it unpacks to is not what was packed"),
+    ],
+)
+def test_symbols_that_zlib_made_are_refused_unless_they_are_all_there_and_possible(data, why):
+    right = (np.arange(300) % 5).astype(np.uint8).tobytes()
+    assert unpack(with_symbols(deflate_symbols(right)), "here")
+    with pytest.raises(PackingError, match=why):
+        unpack(with_symbols(data), "here")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    levels=st.lists(st.integers(0, 200), min_size=2, max_size=300).filter(any),
+    counts=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+    lanes=st.integers(4, 40),
+)
+def test_lanes_give_back_what_they_took_whether_one_by_one_or_a_row_at_a_time(
+    levels, counts, lanes
+):
+    table, rng, encoder = from_weights(levels), drawn(sum(counts)), Encoder()
+    runs = [rng.choice(np.flatnonzero(levels), count) for count in counts]
+    for run in runs:
+        encoder.put(run, table)
+    decoder = Decoder(encoder.finish(np.zeros(lanes, np.uint16), lanes), lanes)
+    for run in runs:
+        assert decoder.take(len(run), table).tolist() == run.tolist()
+    assert decoder.ends(lanes) == bytes(2 * lanes)
+
+
 def test_the_dictionary_is_the_one_that_is_written_down():
     digest = hashlib.sha256(dictionary()).hexdigest()
     assert digest in (ROOT / "docs/packing.md").read_text(encoding="utf-8"), "a new format version"
@@ -164,7 +247,7 @@ def damaged(data, rng):
     return bytes(out)
 
 
-@pytest.mark.parametrize("kind", ["sparse int8", "sparse float", "clustered"])
+@pytest.mark.parametrize("kind", ["int8", "sparse int8", "sparse float", "clustered"])
 def test_no_damage_gives_another_model_or_another_error(kind):
     model = model_of(KINDS[kind][:3_000], KINDS["float"][:50], KINDS["float"][:50])
     packed, rng = pack(model), random.Random(kind)  # noqa: S311  # to be drawn again
@@ -182,7 +265,10 @@ def test_no_damage_gives_another_model_or_another_error(kind):
 
 def test_hostile_sizes_are_refused_before_room_is_made_for_them():
     huge = (
-        MAGIC + b"\x00\xff\xff\xff\xff\x0f" + b"\x00\x00\x04" + struct.pack("<4I", *[1 << 16] * 4)
+        MAGIC
+        + b"\x01\x00\xff\xff\xff\xff\x0f"
+        + b"\x00\x00\x04"
+        + struct.pack("<4I", *[1 << 16] * 4)
     )
     tracemalloc.start()
     with pytest.raises(PackingError, match="4,294,967,295 bytes, 536,870,912 are allowed"):
@@ -198,7 +284,7 @@ def test_hostile_sizes_are_refused_before_room_is_made_for_them():
     [
         (b"", "is no packed model"),
         (b"PK\3\4", "is no packed model"),
-        (b"LSP\x02....", "is packed in version 2, this reads 1"),
+        (b"LSP\x03....", "is packed in version 3, this reads 1 and 2"),
         (b"LSP\x01", "is cut off"),
         (b"LSP\x01\x00\x08\x00\x00\x03", "says 3 lanes"),
     ],
