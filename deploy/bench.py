@@ -114,8 +114,10 @@ def bench(
         seed: decides the order of everything, the random inputs and the bootstrap.
         names: what warnings call the models; by default the names of the files.
         inputs: model inputs ``(n, ...)`` to run on; by default random ones.
-        memory_limit_bytes: what a process that opens a model, and runs one sample and one batch,
-            may hold in all; None for as much as it asks for.
+        memory_limit_bytes: what a process may hold in all that opens one model and runs one
+            sample and one batch; None for as much as it asks for. A process that times keeps
+            several sessions of every model open: it may hold the libraries once, and what the
+            limit leaves beside them once for each session.
         on_progress: called with processes done and processes in all.
 
     Raises:
@@ -139,7 +141,7 @@ def bench(
                 opened[index].append(run.opened(index, memory_limit_bytes))
                 progress()
         for process in range(settings.processes):
-            timed.append(run.timed(process))
+            timed.append(run.timed(process, memory_limit_bytes))
             progress()
     latencies = tuple(
         _latency(index, timed, opened[index], settings.batch, rng) for index in range(len(models))
@@ -221,10 +223,15 @@ class Children:
                 "limit, turn the arena off, lower the batch or take a smaller model"
             ) from error
 
-    def timed(self, process: int) -> Timed:
+    def timed(self, process: int, memory_limit_bytes: int | None = None) -> Timed:
         """Time several sessions of every model, interleaved, in the process of this number.
 
+        Args:
+            process: decides the order of everything.
+            memory_limit_bytes: as in ``opened``, for each session.
+
         Raises:
+            DoesNotFitError: if the sessions together need more than each was allowed alone.
             UserError: if a model cannot be opened or run, or the process takes too long.
         """
         job = TimeJob(
@@ -234,8 +241,18 @@ class Children:
             sessions=self.settings.sessions_per_process,
             rounds=self.settings.rounds,
             block_ms=self.settings.block_ms,
+            memory_limit_bytes=memory_limit_bytes,
         )
-        return _run_child(job, Timed, self.settings.time_limit_s)
+        try:
+            return _run_child(job, Timed, self.settings.time_limit_s)
+        except DoesNotFitError as error:
+            sessions = len(self.files) * job.sessions
+            raise DoesNotFitError(
+                f"{_at(job)}: does not fit into {format_size(memory_limit_bytes or 0)} while it is "
+                f"timed, though it did when it was opened: the {sessions} sessions of the bench "
+                "together asked for more than that much each; does it take more with every run? "
+                "Raise the limit, or turn the arena off"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.errors import UserError
-from deploy.memory import DoesNotFitError, limited_memory, peak_rss_bytes
+from deploy.memory import DoesNotFitError, limited_memory, peak_rss_bytes, rss_bytes
 from deploy.record import Record, SessionOptions
 from deploy.session import Model, open_model, random_inputs
 
 STEADY_WITHIN = 0.05
 _WARM_UP_WINDOWS = 20
+_BOOKKEEPING_BYTES = 16 << 20
+"""What the times of all calls may take beside the models."""
 
 
 class Conditions(Record, frozen=True):
@@ -60,6 +62,8 @@ class TimeJob(Job, frozen=True, tag_field="kind", tag="time"):
     sessions: int
     rounds: int
     block_ms: float
+    memory_limit_bytes: int | None = None
+    """What each session may hold if it were alone in the process, as in ``OpenJob``."""
 
 
 class Opened(Record, frozen=True, tag_field="kind", tag="opened"):
@@ -213,6 +217,23 @@ class _Lane:
 
 
 def _time(job: TimeJob, at: Callable[[int], None]) -> Timed:
+    sessions = len(job.models) * job.sessions
+    with limited_memory(_limit_of(sessions, job.memory_limit_bytes)):
+        return _time_all(job, at)
+
+
+def _limit_of(sessions: int, limit_bytes: int | None) -> int | None:
+    """Return what a process may hold that keeps several sessions open, each allowed the same.
+
+    Python, numpy and the runtime count once; what the limit leaves beside them, once a session.
+    """
+    if limit_bytes is None:
+        return None
+    empty = rss_bytes() or 0  # where it is not told, no limit can be set either
+    return limit_bytes + max(0, limit_bytes - empty) * (sessions - 1) + _BOOKKEEPING_BYTES
+
+
+def _time_all(job: TimeJob, at: Callable[[int], None]) -> Timed:
     rng = np.random.default_rng((job.conditions.seed, job.process))
     # Where a session's memory lies depends on what was opened before it: that order is random too.
     places = rng.permutation(np.repeat(np.arange(len(job.models)), job.sessions)).tolist()

@@ -29,6 +29,11 @@ def peak_rss_bytes() -> int:
     return peak_rss if sys.platform == "darwin" else peak_rss * 1024
 
 
+def rss_bytes() -> int | None:
+    """Return the memory that this process holds resident now; None where the system does not say."""
+    return _status("VmRSS")
+
+
 @contextlib.contextmanager
 def limited_memory(limit_bytes: int | None) -> Iterator[None]:
     """Let this process hold ``limit_bytes`` in all while the block runs, and not a page more.
@@ -44,7 +49,7 @@ def limited_memory(limit_bytes: int | None) -> Iterator[None]:
     if limit_bytes is None:
         yield
         return
-    resident, data = _status("VmRSS"), _status("VmData")
+    resident, data = rss_bytes(), _status("VmData")
     if resident is None or data is None:
         raise UserError("memory-limit: needs Linux, whose kernel can hold a process to it")
     if resident >= limit_bytes:

@@ -11,6 +11,8 @@ import msgspec
 from deploy.errors import UserError
 from deploy.preprocess import Op
 
+_LARGEST_RECORD = 1 << 24
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen value that goes to JSON and back without loss."""
@@ -246,6 +248,20 @@ class MachineBench(Record, frozen=True):
     measurement: Measurement
 
 
+def read_capped(path: Path, most_bytes: int) -> bytes:
+    """Return the bytes of a file that may come from a stranger; no more are read than it may have.
+
+    Raises:
+        OSError: if it cannot be read.
+        UserError: if it has more than ``most_bytes``.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise UserError(f"{path}: has more than the {most_bytes:,} bytes that any such file has")
+    return content
+
+
 def record_path(path: Path) -> Path:
     """Return where the record of a model file lies.
 
@@ -259,17 +275,18 @@ def read_record(path: Path) -> Artifact:
     """Return the record beside a model file.
 
     Raises:
-        UserError: if there is none, it does not decode, or it is of other bytes than the file's.
+        UserError: if there is none, it is far too large or does not decode, or it is of other
+            bytes than the file's.
     """
     beside = record_path(path)
     try:
-        record = msgspec.json.decode(beside.read_bytes(), type=Artifact)
+        record = msgspec.json.decode(read_capped(beside, _LARGEST_RECORD), type=Artifact)
     except OSError as error:
         raise UserError(
             f"{beside}: cannot be read ({error.strerror}); it is the record of {path.name} and "
             f"has to lie beside it"
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{beside}: not a record of lightship's ({error})") from error
     if record.sha256 != sha256_of(path):
         raise UserError(f"{beside}: is the record of other bytes than those of {path.name}")

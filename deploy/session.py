@@ -59,7 +59,7 @@ class ModelMetadata(Record, frozen=True):
         }
         try:
             return msgspec.json.decode(msgspec.json.encode(ours), type=ModelMetadata)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise UserError(
                 f"metadata_props: {_PREFIX}* entries do not decode ({error})"
             ) from error

@@ -211,6 +211,7 @@ def quantize(
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--plot", type=FILE, help="Draw it, as .svg, .png or .pdf.")
+@trust_model_option
 @json_option
 def sensitivity_command(
     model: Path,
@@ -218,6 +219,7 @@ def sensitivity_command(
     samples: int,
     threads: int,
     plot: Path | None,
+    trust_model: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -241,6 +243,7 @@ def sensitivity_command(
     if plot is not None:
         check_plot(plot)
     step = checked({"calibration": calibration} if calibration else {}, QuantizeStatic)
+    require_harmless_models(trust_model, SessionOptions(threads=threads), model)
     task = task_asked(options, like=model)
     with watching(model, epochs=0) as watcher:
         layers = sensitivity(

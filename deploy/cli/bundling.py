@@ -139,8 +139,9 @@ def _form(form: str, *, packed: bool) -> Form:
 @click.option(
     "--out", "-o", type=FILE, default="model.ort", show_default=True, help="Where the result goes."
 )
+@trust_model_option
 @json_option
-def convert_command(model: Path, out: Path, as_json: bool) -> None:
+def convert_command(model: Path, out: Path, trust_model: bool, as_json: bool) -> None:
     """Turn an ONNX MODEL into ORT format, for a reduced build of ONNX Runtime, same answers.
 
     Beside it goes OUT.config, the operators and types that the build has to include:
@@ -151,11 +152,13 @@ def convert_command(model: Path, out: Path, as_json: bool) -> None:
     """
     from deploy.bundle.container import write_whole
     from deploy.ort_format import required_operators, to_ort
+    from deploy.record import SessionOptions
 
     if out.suffix != ".ort":
         raise UserError(f"--out: must end in .ort, got {out}")
     if not model.is_file():
         raise UserError(f"{model}: no such file; give an ONNX model")
+    require_harmless_models(trust_model, SessionOptions(), model)
     content = model.read_bytes()
     try:
         converted = to_ort(content)

@@ -13,7 +13,9 @@ from deploy.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     json_option,
+    require_harmless_models,
     size_asked,
+    trust_model_option,
 )
 from deploy.errors import UserError
 
@@ -44,6 +46,7 @@ from deploy.errors import UserError
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--junit", type=FILE, help="Write JUnit XML.")
 @click.option("--markdown", type=FILE, help="Write Markdown (also to $GITHUB_STEP_SUMMARY).")
+@trust_model_option
 @json_option
 def check_command(
     bundle: Path,
@@ -56,6 +59,7 @@ def check_command(
     seed: int,
     junit: Path | None,
     markdown: Path | None,
+    trust_model: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -74,9 +78,11 @@ def check_command(
     import msgspec
 
     from deploy.bundle.container import write_whole
+    from deploy.bundle.opened import is_bundle
     from deploy.check import formats
     from deploy.check.rules import Limits
     from deploy.check.run import check
+    from deploy.record import SessionOptions
 
     sizes = {
         "max_size_bytes": size_asked("--max-size", max_size),
@@ -86,6 +92,8 @@ def check_command(
         limits = msgspec.convert({**asked, **sizes}, Limits)
     except msgspec.ValidationError as error:
         raise UserError(f"check: {error}") from error
+    loose = [path for path in (bundle, baseline) if path is not None and not is_bundle(path)]
+    require_harmless_models(trust_model, SessionOptions(threads=threads or 1), *loose)
     with ended_by_sigterm():
         checked = check(
             bundle,

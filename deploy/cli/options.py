@@ -32,7 +32,9 @@ threads_option = click.option(
 
 
 memory_limit_option = click.option(
-    "--memory-limit", metavar="SIZE", help="What a process may hold in all, such as 64MB (Linux)."
+    "--memory-limit",
+    metavar="SIZE",
+    help="What a process that opens one model may hold in all, such as 64MB (Linux).",
 )
 
 

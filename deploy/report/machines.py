@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from deploy.errors import UserError
-from deploy.record import Environment, Latency, MachineBench
+from deploy.record import Environment, Latency, MachineBench, read_capped
 from deploy.report.quantities import (
     count,
     duration,
@@ -41,11 +41,7 @@ def read_bench(path: Path) -> MachineBench:
         UserError: if the file is missing, or holds something else.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_BENCH + 1)
-        if len(text) > _LARGEST_BENCH:
-            raise UserError(f"{path}: has more than the {_LARGEST_BENCH:,} bytes of any bench")
-        bench = msgspec.json.decode(text, type=MachineBench)
+        bench = msgspec.json.decode(read_capped(path, _LARGEST_BENCH), type=MachineBench)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give what lightship bench --json printed"

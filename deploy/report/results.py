@@ -10,7 +10,17 @@ from msgspec import Meta
 
 from deploy.errors import UserError
 from deploy.goals import metric_of
-from deploy.record import Answers, Environment, Goal, Interval, LayerFacts, Record
+from deploy.record import (
+    Answers,
+    Environment,
+    Goal,
+    Interval,
+    LayerFacts,
+    Record,
+    read_capped,
+)
+
+_LARGEST_RESULTS = 1 << 26
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -240,10 +250,11 @@ def read_results(path: Path) -> Results:
     """Read a ``results.json``.
 
     Raises:
-        UserError: if the file is missing, is no JSON, or is not what ``Results`` says.
+        UserError: if the file is missing or far too large, is no JSON, or is not what ``Results``
+            says.
     """
     try:
-        text = path.read_bytes()
+        text = read_capped(path, _LARGEST_RESULTS)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the run folder"
@@ -258,7 +269,7 @@ def read_results(path: Path) -> Results:
         return msgspec.json.decode(text, type=Results)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: not a results.json: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); give the run folder") from error
 
 

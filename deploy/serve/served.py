@@ -22,6 +22,11 @@ PROBABILITIES = "probabilities"
 ANOMALY_SCORE = "anomaly_score"
 _SCORES = "scores"
 _PROVED_WITH = 6
+_PLATFORMS = {
+    ".onnx": "onnxruntime_onnx",
+    ".ort": "onnxruntime_ort",
+    ".tflite": "litert_tflite",
+}
 
 
 class Served:
@@ -57,7 +62,7 @@ class Served:
         return {
             "name": self.name,
             "versions": list(versions),
-            "platform": "litert" if said.requires.litert else "onnxruntime_onnx",
+            "platform": _PLATFORMS[Path(self.runtime.bundle.model_name).suffix],
             "inputs": [self.input.stated()],
             "outputs": [spec.stated() for spec in self.outputs],
             "parameters": {

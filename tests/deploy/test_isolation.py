@@ -120,6 +120,8 @@ def test_an_operator_library_is_never_loaded(placed):
         ("audit", "m.onnx"),
         ("bench", "m.onnx"),
         ("bundle", "m.onnx", "--data", "set.npz", "-o", "m.lship"),
+        ("check", "m.onnx", "--max-size", "1MB"),
+        ("convert", "m.onnx"),
     ],
     ids=lambda words: words[0],
 )

@@ -50,6 +50,51 @@ def test_a_model_that_does_not_fit_says_what_it_needed_and_one_that_does_runs(la
 
 
 @linux
+def test_models_that_fit_one_by_one_are_timed_together_within_the_same_limit(large):
+    with children([large, large], QUICK, seed=0) as run:
+        limit = run.opened(0).batch_peak_rss_bytes + 20_000_000
+        assert len(run.timed(0, limit).models) == 2
+
+
+LEAKING = """
+import numpy as np
+from deploy import bench_child
+opened = bench_child.open_model
+kept = []
+def open_model(path, options):
+    model = opened(path, options)
+    run = model.run
+    def leak(inputs):
+        kept.append(np.ones(1 << 20))
+        return run(inputs)
+    model.run = leak
+    return model
+bench_child.open_model = open_model
+bench_child.main()
+"""
+
+
+@linux
+def test_a_model_that_takes_more_with_every_run_is_ended_while_it_is_timed(large, monkeypatch):
+    run_process = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **how: run_process([words[0], "-c", LEAKING], **how)
+    )
+    with children([large], QUICK, seed=0) as run:
+        limit = run.opened(0).batch_peak_rss_bytes + 50_000_000
+        with pytest.raises(DoesNotFitError, match=r"large\.onnx: does not fit into .* while it is"):
+            run.timed(0, limit)
+
+
+@linux
+def test_bench_refuses_a_model_that_does_not_fit_in_one_line(large):
+    refused = lightship("bench", large, "--trust-model", "--memory-limit", "5MB")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+    assert "does not fit into 5 MB: one sample needed" in refused.stderr
+
+
+@linux
 def test_selftest_and_predict_hold_to_the_limit(tmp_path):
     model, data = tiny.write_model(tmp_path)
     bundle_model(model, data, tmp_path / "m.lship")

@@ -4,6 +4,7 @@ import hashlib
 import msgspec
 import pytest
 
+from deploy.errors import UserError
 from deploy.preprocess import Reshape, Scale
 from deploy.record import (
     Artifact,
@@ -11,6 +12,9 @@ from deploy.record import (
     LayerFacts,
     SessionOptions,
     gzip_bytes_of,
+    read_capped,
+    read_record,
+    record_path,
     sha256_of,
 )
 
@@ -66,3 +70,29 @@ def test_digest_and_zipped_size_depend_on_the_bytes_alone(tmp_path):
     assert sha256_of(first) == sha256_of(second) == hashlib.sha256(b"weights" * 100).hexdigest()
     assert gzip_bytes_of(first) == gzip_bytes_of(second)
     assert gzip_bytes_of(first) == len(gzip.compress(b"weights" * 100, 9, mtime=0)) < 700
+
+
+def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_bytes(b"123")
+    assert read_capped(path, 3) == b"123"
+    with pytest.raises(UserError, match=r"m\.json: has more than the 2 bytes"):
+        read_capped(path, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b" " * ((1 << 24) + 1), "has more than the 16,777,216 bytes"),
+        (b'{"step": {"a": ' + b"[" * 100_000, "not a record of lightship's"),
+        (b"\xff", "not a record of lightship's"),
+    ],
+    ids=["too large", "nested without end", "no text"],
+)
+def test_a_hostile_record_is_refused_in_one_line(tmp_path, content, reason):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"")
+    record_path(path).write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_record(path)
+    assert "\n" not in str(caught.value)

@@ -42,7 +42,9 @@ def test_a_model_of_another_maker_has_empty_metadata():
         {"lightship.labels": '["a", 1]'},
         {"lightship.preprocess": '[{"op": "melt"}]'},
         {"lightship.from_the_future": "1"},
+        {"lightship.step": '{"kind":' + "[" * 100_000 + "]" * 100_000 + "}"},
     ],
+    ids=["no json", "no text", "unknown step", "unknown field", "nested without end"],
 )
 def test_metadata_of_ours_that_does_not_decode_names_the_file(tmp_path, props):
     path = tmp_path / "broken.onnx"

@@ -83,6 +83,13 @@ def test_more_models_than_latencies_are_refused(tmp_path):
         read_bench(written(tmp_path / "pi.json", bench))
 
 
+def test_a_measurement_larger_than_any_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "pi.json").open("wb") as file:
+        file.truncate(1 << 40)  # sparse: takes no room
+    with pytest.raises(UserError, match=r"pi\.json: has more than the 16,777,216 bytes"):
+        read_bench(tmp_path / "pi.json")
+
+
 def test_a_missing_measurement_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: cannot be read"):
         read_bench(tmp_path / "none.json")

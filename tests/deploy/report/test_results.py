@@ -131,7 +131,15 @@ def test_a_file_of_before_the_newer_fields_is_read(tmp_path):
     assert "per_label" not in to_csv(results)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"<html>"])
+def test_results_larger_than_any_are_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "results.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: takes no room
+    with pytest.raises(UserError, match=r"results\.json: has more than the 67,108,864 bytes"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"<html>", b'{"a":' + b"[" * 100_000])
 def test_what_is_no_json_is_said_to_be_none(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content)
