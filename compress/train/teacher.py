@@ -34,7 +34,7 @@ class Distillation(Record, frozen=True):
     deviations of the targets, and of reconstructions the mean of squares.
     """
 
-    weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    weight: Annotated[float, Meta(ge=0, le=1)] = 0.9
     """How much the teacher's answers count beside the truth; 1 leaves the truth out."""
     temperature: Annotated[float, Meta(gt=0)] = 1.0
     """By how much logits are divided first: above 1, what the teacher holds of wrong classes counts
