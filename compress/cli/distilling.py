@@ -28,10 +28,10 @@ from deploy.cli.options import FILE, json_option
     "--network", help="What learns, as for train.  [default: a copy of TEACHER, which trains on]"
 )
 @click.option(
-    "--weight", type=float, default=0.5, show_default=True, help="Of the teacher, beside the truth."
+    "--weight", type=float, default=0.9, show_default=True, help="Of the teacher, beside the truth."
 )
 @click.option(
-    "--temperature", type=float, default=4.0, show_default=True, help="Softens class probabilities."
+    "--temperature", type=float, default=1.0, show_default=True, help="Softens class probabilities."
 )
 @click.option(
     "--hint",
@@ -61,7 +61,7 @@ def distill_command(
 
     \b
     lightship distill lenet.keras --data mnist-sample --network mlp --out small.keras
-    lightship distill lenet.keras --data mnist-sample --network mlp --weight 0.9 --temperature 8
+    lightship distill lenet.keras --data mnist-sample --network mlp --weight 0.5 --temperature 2
     """
     from compress.artifacts import require_place, save_keras
     from compress.networks import load_keras, parse_network

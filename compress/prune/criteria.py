@@ -22,6 +22,7 @@ Criterion = Literal["l1", "l2", "batch_norm", "taylor", "activation", "geometric
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _BATCH = 128
+_TAYLOR_BATCH = 16
 
 
 def scores(
@@ -35,8 +36,11 @@ def scores(
       efficient ConvNets" (2017), section 3.1.
     - ``batch_norm``: the mean of its ``|gamma|``. Liu et al., "Learning efficient convolutional
       networks through network slimming" (2017), section 3.
-    - ``taylor``: ``(sum of gradient × weight)²``, the mean over batches. Molchanov et al., "Importance
-      estimation for neural network pruning" (2019), equation 8.
+    - ``taylor``: ``(sum of gradient × weight)²`` over the weights that read it, summed over batches:
+      the square of how much the loss would change without it, to first order. Molchanov et al.,
+      "Importance estimation for neural network pruning" (2019), equation 8. The weights that make a
+      channel would not do: what is without it when they are zero is not its bias, and a
+      normalisation behind them undoes their size.
     - ``activation``: the mean of ``|x|`` where kernels read it. Molchanov et al., "Pruning
       convolutional neural networks for resource efficient inference" (2017), section 2.2.
     - ``geometric_median``: the sum of the distances of its weights to those of the others: what lies
@@ -156,28 +160,24 @@ def _by_taylor(coupling: Coupling, samples: tuple[Array, Array], task: Task) -> 
 
     model, (x, y) = coupling.model, samples
     loss = keras_loss(loss_of(None, task), task)
-    kernels = {name: _kernel_of(wiring) for name, wiring in _makers(coupling).items()}
-    found = {group: np.zeros(len(group.units)) for group in coupling.groups}
-    for begin in range(0, len(x), _BATCH):
-        with tf.GradientTape() as tape:
-            tape.watch(list(kernels.values()))
-            answers = model(x[begin : begin + _BATCH], training=False)
-            mean = tf.reduce_mean(loss(targets(task, y[begin : begin + _BATCH]), answers))
-        gradients = tape.gradient(mean, kernels)
-        products = {
-            name: np.asarray(gradients[name], np.float64) * kernel.numpy()
-            for name, kernel in kernels.items()
-            if gradients[name] is not None
-        }
-        moved = {name: rows.sum(axis=1) for name, rows in _rows(coupling, products).items()}
-        for group in coupling.groups:
-            change = sum(
-                _added(moved[name], coupling.wiring[name].makes, group.units)
-                for name in group.layers
-                if name in moved
-            )
-            found[group] += np.square(change)
-    return found
+    readers = [wiring for wiring in coupling.wiring.values() if wiring.reads is not None]
+    kernels = [wiring.layer.weights[0] for wiring in readers]
+    found = np.zeros(coupling.count)
+    for begin in range(0, len(x), _TAYLOR_BATCH):
+        part = slice(begin, begin + _TAYLOR_BATCH)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(kernels)
+            answers = model(x[part], training=False)
+            mean = tf.reduce_mean(loss(targets(task, y[part]), answers))
+        gradients = tape.gradient(mean, kernels, unconnected_gradients="zero")
+        change = np.zeros(coupling.count)
+        for wiring, kernel, gradient in zip(readers, kernels, gradients, strict=True):
+            product = np.asarray(gradient, np.float64) * kernel.numpy()
+            axis = -1 if "Transpose" in type(wiring.layer).__name__ else -2
+            each = np.moveaxis(product, axis, 0).reshape(product.shape[axis], -1).sum(axis=1)
+            np.add.at(change, wiring.reads, each)
+        found += np.square(change)
+    return {group: found[group.units] for group in coupling.groups}
 
 
 def _makers(coupling: Coupling) -> dict[str, Wiring]:

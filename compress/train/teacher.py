@@ -34,11 +34,11 @@ class Distillation(Record, frozen=True):
     deviations of the targets, and of reconstructions the mean of squares.
     """
 
-    weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    weight: Annotated[float, Meta(ge=0, le=1)] = 0.9
     """How much the teacher's answers count beside the truth; 1 leaves the truth out."""
-    temperature: Annotated[float, Meta(gt=0)] = 4.0
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
     """By how much logits are divided first: above 1, what the teacher holds of wrong classes counts
-    more. Of classes and labels only."""
+    more, and a short training reaches less of the truth. Of classes and labels only."""
     hints: dict[str, str] = {}
     """Layers that shall give what layers of the teacher give, by name: ``{ conv2 = "conv2" }``.
     Where widths differ, a linear map between the two is learned beside and dropped in the end:

@@ -1,12 +1,15 @@
 """What a criterion calls worthless is worthless."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tf_keras
 from tf_keras import layers
 
+from compress.data.task import Split
 from compress.prune.criteria import CRITERIA, comparable, scores
-from compress.prune.groups import couple
+from compress.prune.groups import couple, narrowed
 from deploy.errors import UserError
 
 
@@ -81,3 +84,31 @@ def test_norms_are_compared_between_groups_as_shares_of_their_mean(tiny_task):
     (shares,) = comparable(found, "l2").values()
     assert np.isclose(shares.mean(), 1)
     assert comparable(found, "taylor") is found
+
+
+def one_batch(part):
+    """Return a few samples, which Taylor's criterion looks at all at once."""
+    return Split(raw=part.raw[:16], x=part.x[:16], y=part.y[:16])
+
+
+def loss_without(coupling, unit, task):
+    """Return the loss of a network on the samples that criteria see, without one of its units."""
+    keep = coupling.all_kept()
+    keep[[] if unit is None else unit] = False
+    answers = np.asarray(narrowed(coupling, keep)(task.train.x))
+    return -np.log(answers[np.arange(len(answers)), task.train.y]).mean()
+
+
+def test_taylor_is_the_square_of_what_the_loss_changes_by_where_little_changes(tiny_task):
+    task = dataclasses.replace(tiny_task, train=one_batch(tiny_task.train))
+    model = network()
+    # A constant of the normalisation is gone with the channel, too.
+    model.get_layer("norm").beta.assign([0.5, 0.2, 0.1, 3.0, 1.0, 0.7])
+    kernel, bias = model.get_layer("last").get_weights()
+    model.get_layer("last").set_weights([kernel * 1e-3, bias])
+    coupling = couple(model)
+    (group,) = coupling.groups
+    whole = loss_without(coupling, None, task)
+    changes = [loss_without(coupling, unit, task) - whole for unit in group.units]
+    found = worth(model, "taylor", task)
+    assert np.allclose(found, np.square(changes), rtol=0.05)

@@ -77,7 +77,7 @@ fine_tune = {{ epochs = 3 }}
 distill = {1}
 """
     found = {}
-    for asked in ("true", "false", "{ weight = 0.9 }"):
+    for asked in ("true", "false", "{ weight = 0.4 }"):
         small, clustered = (v.step for v in parse_recipe(text.format("a", asked)).variants)
         found[asked] = distillation_of(clustered)
         assert distillation_of(small) == Distillation()
@@ -85,7 +85,7 @@ distill = {1}
     assert found == {
         "true": Distillation(),
         "false": None,
-        "{ weight = 0.9 }": Distillation(weight=0.9),
+        "{ weight = 0.4 }": Distillation(weight=0.4),
     }
 
 
