@@ -111,7 +111,8 @@ def test_a_damaged_idx_file_is_named(tmp_path, content, why_not):
 
 
 @pytest.mark.parametrize(
-    "content", [b"plain", gzip.compress(b"abc", mtime=0)[:-9], b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9]
+    "content",
+    [b"plain", gzip.compress(b"abc", mtime=0)[:-9], b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9],
 )
 def test_a_damaged_gz_file_is_named(tmp_path, content):
     write_idx(tmp_path, "train", suffix=".gz")
