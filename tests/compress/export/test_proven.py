@@ -56,7 +56,8 @@ def test_no_weight_of_a_masked_model_is_a_negative_zero_in_the_file():
     assert any(np.signbit(weights[weights == 0]).any() for weights in masked)
     exported = export(model, Export(), rng.normal(size=(9, 6, 6, 2)).astype(np.float32))
     stored = [numpy_helper.to_array(tensor) for tensor in exported.graph.initializer]
-    assert sum((weights == 0).sum() for weights in stored) >= sum((w == 0).sum() for w in masked)
+    kernels = [weights for weights in masked if weights.ndim > 1]
+    assert sum((w == 0).sum() for w in stored) >= sum((w == 0).sum() for w in kernels)
     assert not any(
         np.signbit(values[values == 0]).any() for values in stored if values.dtype.kind == "f"
     )
