@@ -175,7 +175,7 @@ def _by_taylor(coupling: Coupling, samples: tuple[Array, Array], task: Task) -> 
             product = np.asarray(gradient, np.float64) * kernel.numpy()
             axis = -1 if "Transpose" in type(wiring.layer).__name__ else -2
             each = np.moveaxis(product, axis, 0).reshape(product.shape[axis], -1).sum(axis=1)
-            np.add.at(change, wiring.reads, each)
+            np.add.at(change, _units_read(wiring, len(each)), each)
         found += np.square(change)
     return {group: found[group.units] for group in coupling.groups}
 
