@@ -160,8 +160,8 @@ def _by_taylor(coupling: Coupling, samples: tuple[Array, Array], task: Task) -> 
 
     model, (x, y) = coupling.model, samples
     loss = keras_loss(loss_of(None, task), task)
-    readers = [(w.layer, w.reads) for w in coupling.wiring.values() if w.reads is not None]
-    kernels = [layer.weights[0] for layer, _ in readers]
+    readers = [wiring for wiring in coupling.wiring.values() if wiring.reads is not None]
+    kernels = [wiring.layer.weights[0] for wiring in readers]
     found = np.zeros(coupling.count)
     for begin in range(0, len(x), _TAYLOR_BATCH):
         part = slice(begin, begin + _TAYLOR_BATCH)
@@ -171,11 +171,11 @@ def _by_taylor(coupling: Coupling, samples: tuple[Array, Array], task: Task) -> 
             mean = tf.reduce_mean(loss(targets(task, y[part]), answers))
         gradients = tape.gradient(mean, kernels, unconnected_gradients="zero")
         change = np.zeros(coupling.count)
-        for (layer, reads), kernel, gradient in zip(readers, kernels, gradients, strict=True):
+        for wiring, kernel, gradient in zip(readers, kernels, gradients, strict=True):
             product = np.asarray(gradient, np.float64) * kernel.numpy()
-            axis = -1 if "Transpose" in type(layer).__name__ else -2
+            axis = -1 if "Transpose" in type(wiring.layer).__name__ else -2
             each = np.moveaxis(product, axis, 0).reshape(product.shape[axis], -1).sum(axis=1)
-            np.add.at(change, reads, each)
+            np.add.at(change, _units_read(wiring, len(each)), each)
         found += np.square(change)
     return {group: found[group.units] for group in coupling.groups}
 
