@@ -47,8 +47,13 @@ _STACK = (
 
 
 def stack_versions() -> dict[str, str]:
-    """Return the installed versions of everything that shapes a model's bytes."""
-    return {name: metadata.version(name) for name in _STACK}
+    """Return the installed versions of everything that shapes a model's bytes.
+
+    Among them is whose kernels TensorFlow was asked to train with (``compress/__init__.py``).
+    """
+    asked = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "")
+    kernels = {"1": "oneDNN", "0": "own"}.get(asked, "as TensorFlow chooses")
+    return {**{name: metadata.version(name) for name in _STACK}, "kernels": kernels}
 
 
 def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> ModelMetadata:

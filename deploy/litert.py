@@ -119,7 +119,7 @@ def litert_version() -> str | None:
 def _props(text: bytes) -> dict[str, str]:
     try:
         return msgspec.json.decode(text, type=dict[str, str])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"metadata: entry {METADATA!r} does not decode ({error})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -253,8 +254,10 @@ def read_capped(path: Path, most_bytes: int) -> bytes:
 
     Raises:
         OSError: if it cannot be read.
-        UserError: if it has more than ``most_bytes``.
+        UserError: if it has more than ``most_bytes``, or is no regular file: a pipe may never end.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path}: is no regular file")
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:

@@ -267,7 +267,7 @@ def decode_widths(content: bytes, *, where: str) -> WidthTable:
         )
     try:
         return msgspec.json.decode(content, type=WidthTable)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{where}: no table of widths ({error}); lightship widths --out writes one"
         ) from error

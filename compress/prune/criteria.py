@@ -37,9 +37,9 @@ def scores(
     - ``batch_norm``: the mean of its ``|gamma|``. Liu et al., "Learning efficient convolutional
       networks through network slimming" (2017), section 3.
     - ``taylor``: ``(sum of gradient × weight)²`` over the weights that read it, summed over batches:
-      the square of how much the loss would change without it, to first order. Molchanov et al.,
-      "Importance estimation for neural network pruning" (2019), equation 8. The weights that make a
-      channel would not do: what is without it when they are zero is not its bias, and a
+      the square of how much the loss would change without it, to first order: the gate of Molchanov
+      et al., "Importance estimation for neural network pruning" (2019), put where it is
+      read. The weights that make a channel would not do: its bias stays when they are zero, and a
       normalisation behind them undoes their size.
     - ``activation``: the mean of ``|x|`` where kernels read it. Molchanov et al., "Pruning
       convolutional neural networks for resource efficient inference" (2017), section 2.2.

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import os
 
 import msgspec
 import pytest
@@ -70,6 +71,13 @@ def test_digest_and_zipped_size_depend_on_the_bytes_alone(tmp_path):
     assert sha256_of(first) == sha256_of(second) == hashlib.sha256(b"weights" * 100).hexdigest()
     assert gzip_bytes_of(first) == gzip_bytes_of(second)
     assert gzip_bytes_of(first) == len(gzip.compress(b"weights" * 100, 9, mtime=0)) < 700
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_that_may_never_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "results.json")
+    with pytest.raises(UserError, match=r"results\.json: is no regular file"):
+        read_capped(tmp_path / "results.json", 10)
 
 
 def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_path):
