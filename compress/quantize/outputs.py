@@ -18,6 +18,8 @@ Outputs = npt.NDArray[np.float64]
 _BATCH = 256
 _LEAST = 1e-9
 """Float32 probabilities underflow to 0."""
+_STILL = 1e-5
+"""Share of its largest magnitude that a place has to spread by; float32 rounds a constant to 1e-7."""
 
 
 def outputs_of(model: Any, x: Array, parts: Sequence[slice] | None = None) -> Outputs:
@@ -76,14 +78,15 @@ def noise_share(reference: Outputs, candidate: Outputs) -> float:
     Of each place of the last axis by itself, a target or a channel, and the mean of these: targets
     have units of their own. ``sqnr_db`` is its logarithm. The variance stands where signal-to-noise
     ratios of sounds have the mean square: a distance of 100 from zero is no information about where
-    a target of 100 ± 1 lies. Places that never move are left out.
+    a target of 100 ± 1 lies. Places that hardly move, by less than a 100 000th of their largest
+    magnitude, are left out.
 
     >>> noise_share(np.array([[1.0], [3.0]]), np.array([[1.1], [3.1]]))
     0.010000000000000018
     """
     signal, other = (one.reshape(-1, one.shape[-1]) for one in (reference, candidate))
     noise, variance = ((signal - other) ** 2).mean(axis=0), signal.var(axis=0)
-    moving = variance > 0
+    moving = np.sqrt(variance) > _STILL * np.abs(signal).max(axis=0)
     if not moving.any():
         return float("inf") if noise.any() else 0.0
     return float((noise[moving] / variance[moving]).mean())

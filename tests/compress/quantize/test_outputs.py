@@ -58,11 +58,22 @@ def test_a_target_that_never_moves_is_left_out_beside_others():
     assert noise_share(before[:, :1], before[:, :1]) == 0
 
 
-@given(shift=st.floats(-1e3, 1e3), unit=st.floats(1e-3, 1e3))
-def test_neither_the_unit_of_a_target_nor_its_distance_from_zero_changes_its_noise(shift, unit):
+def test_a_target_that_float32_rounds_to_and_fro_does_not_decide_the_ranking():
+    rng = np.random.default_rng(0)
+    before = np.column_stack([rng.normal(size=500), 100 + 7.6e-6 * rng.integers(0, 2, 500)])
+    noisy, quiet = (
+        before + rng.normal(size=before.shape) * sizes for sizes in ([0.3, 1e-3], [0.01, 2e-3])
+    )
+    assert noise_share(before, noisy) == pytest.approx(0.3**2, rel=0.2)
+    assert noise_share(before, quiet) == pytest.approx(0.01**2, rel=0.2)
+
+
+@given(share=st.floats(-1e4, 1e4), unit=st.floats(1e-3, 1e3))
+def test_neither_the_unit_of_a_target_nor_its_distance_from_zero_changes_its_noise(share, unit):
+    """As long as it moves by more than a 100 000th of that distance."""
     rng = np.random.default_rng(0)
     before, noise = rng.normal(size=(50, 2)), rng.normal(size=(50, 2)) / 10
-    moved = unit * before + shift
+    moved = unit * (before + share)
     assert noise_share(moved, moved + unit * noise) == pytest.approx(
         noise_share(before, before + noise), rel=1e-6
     )
