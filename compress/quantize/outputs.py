@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.evaluate import require_finite
 from deploy.record import TaskKind
 from deploy.session import Model, open_model
 
@@ -22,18 +23,25 @@ _STILL = 1e-5
 """Share of its largest magnitude that a place has to spread by; float32 rounds a constant to 1e-7."""
 
 
-def outputs_of(model: Any, x: Array, parts: Sequence[slice] | None = None) -> Outputs:
+def outputs_of(
+    model: Any, x: Array, parts: Sequence[slice] | None = None, *, logarithms: bool = False
+) -> Outputs:
     """Return a ``ModelProto``'s outputs ``(n, ...)``, a batch in memory at a time.
 
     Args:
         model: opened with the session options that ship.
         x: model inputs ``(n, ...)``, or what gives them when sliced.
         parts: which samples; None for all.
+        logarithms: whether −∞ may be among them, as ``require_finite`` understands it.
+
+    Raises:
+        UserError: if an output is NaN or infinite: of classes NaN would count as the first.
     """
     opened = open_model(model.SerializeToString())
     if parts is None:
         parts = [slice(start, start + _BATCH) for start in range(0, len(x), _BATCH)]
-    return np.concatenate([_run(opened, x[part]) for part in parts]).astype(np.float64)
+    outputs = np.concatenate([_run(opened, x[part]) for part in parts])
+    return require_finite(outputs, opened.where, logarithms=logarithms).astype(np.float64)
 
 
 def _run(opened: Model, x: Array) -> Array:
@@ -46,8 +54,15 @@ def _run(opened: Model, x: Array) -> Array:
 def output_error(
     kind: TaskKind, reference: Any, candidate: Any, x: Array, parts: Sequence[slice]
 ) -> float:
-    """Return the ``distance`` between what two ``ModelProto`` give for some samples."""
-    first, second = (outputs_of(model, x, parts) for model in (reference, candidate))
+    """Return the ``distance`` between what two ``ModelProto`` give for some samples.
+
+    Raises:
+        UserError: as ``outputs_of`` does.
+    """
+    logarithms = kind == "classification"
+    first, second = (
+        outputs_of(model, x, parts, logarithms=logarithms) for model in (reference, candidate)
+    )
     return distance(kind, first, second)
 
 

@@ -7,11 +7,13 @@ from compress.quantize.outputs import (
     distance,
     kl_divergence,
     noise_share,
+    output_error,
     outputs_of,
     probabilities,
     sqnr_db,
 )
-from tests.compress.quantize.networks import images, network
+from deploy.errors import UserError
+from tests.compress.quantize.networks import images, network, regression
 
 
 def test_logits_become_probabilities_and_probabilities_stay():
@@ -30,6 +32,25 @@ def test_outputs_do_not_depend_on_how_samples_are_parted():
     np.testing.assert_allclose(
         outputs_of(network(), x), outputs_of(network(), x, [slice(0, 7), slice(7, 50)]), rtol=1e-5
     )
+
+
+def test_a_model_that_overflows_has_no_outputs_to_judge():
+    """NaN would count as the first class, and so as right where that is the truth."""
+    x = images(10)
+    x[7] = 3e38
+    with pytest.raises(UserError, match="got nan for 1 of 10 samples, the first of them sample 7"):
+        outputs_of(network(), x)
+
+
+def test_minus_infinity_is_an_output_where_it_may_be_a_logarithm():
+    model = regression()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "dense/bias")
+    bias.raw_data = np.float32([-np.inf, 0, 0]).tobytes()
+    assert np.isneginf(outputs_of(model, images(3), logarithms=True)[:, 0]).all()
+    assert output_error("classification", model, model, images(3), [slice(0, 3)]) == 0
+    for kind in ("multi_label", "regression", "reconstruction"):
+        with pytest.raises(UserError, match="got -inf for 3 of 3 samples"):
+            output_error(kind, model, model, images(3), [slice(0, 3)])
 
 
 def test_labels_diverge_as_so_many_coins_do():
