@@ -21,6 +21,8 @@ _LEAST = 1e-9
 """Float32 probabilities underflow to 0."""
 _STILL = 1e-5
 """Share of its largest magnitude that a place has to spread by; float32 rounds a constant to 1e-7."""
+_ALL_NOISE = 1 / _STILL**2
+"""The share where nothing moves but the noise, as if it were as large as a place that just moves."""
 
 
 def outputs_of(
@@ -94,7 +96,7 @@ def noise_share(reference: Outputs, candidate: Outputs) -> float:
     have units of their own. ``sqnr_db`` is its logarithm. The variance stands where signal-to-noise
     ratios of sounds have the mean square: a distance of 100 from zero is no information about where
     a target of 100 ± 1 lies. Places that hardly move, by less than a 100 000th of their largest
-    magnitude, are left out.
+    magnitude, are left out; if there is no other, any noise at all is a share of 1e10, −100 dB.
 
     >>> noise_share(np.array([[1.0], [3.0]]), np.array([[1.1], [3.1]]))
     0.010000000000000018
@@ -103,7 +105,7 @@ def noise_share(reference: Outputs, candidate: Outputs) -> float:
     noise, variance = ((signal - other) ** 2).mean(axis=0), signal.var(axis=0)
     moving = np.sqrt(variance) > _STILL * np.abs(signal).max(axis=0)
     if not moving.any():
-        return float("inf") if noise.any() else 0.0
+        return _ALL_NOISE if noise.any() else 0.0
     return float((noise[moving] / variance[moving]).mean())
 
 
