@@ -100,7 +100,14 @@ _EXPORT_CODE = (
 )
 _LITERT_CODE = (*_EXPORT_CODE, "deploy/tflite.py", "deploy/litert.py")
 _SCHEMES = ("compress/quantize", "deploy/kernels.py", "deploy/machine.py")
-_QUANTIZE_CODE = (*_EXPORT_CODE[1:], *_SCHEMES, "deploy/metrics.py")
+_JUDGING_CODE = (
+    "deploy/evaluate.py",
+    "deploy/goals.py",
+    "deploy/intervals.py",
+    "deploy/metrics.py",
+    "deploy/session.py",
+)
+_QUANTIZE_CODE = (*_EXPORT_CODE[1:], *_SCHEMES, *_JUDGING_CODE)
 _RUNNING_CODE = ("deploy/session.py", "deploy/litert.py", "deploy/tflite.py")
 _BENCH_CODE = (*_RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py", "deploy/memory.py")
 

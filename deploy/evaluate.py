@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def answers_of(model: Model, samples: Array, goal: Goal | None = None) -> Array:
     """
     goal = model.metadata.goal if goal is None else goal
     if goal.task == "reconstruction":
-        return _finite(model.errors(samples)[:, None], model.where)
+        return require_finite(model.errors(samples)[:, None], model.where)
     outputs = model.scores(samples)
     classification = goal.task == "classification"
     if outputs.ndim != 2 or outputs.shape[1] < (2 if classification else 1):
@@ -58,7 +59,33 @@ def answers_of(model: Model, samples: Array, goal: Goal | None = None) -> Array:
             f"{model.where}: evaluation needs an output of {what}, "
             f"got {outputs.shape}; end the network with {end}"
         )
-    return _finite(outputs, model.where, logarithms=classification)
+    return require_finite(outputs, model.where, logarithms=classification)
+
+
+def require_finite(answers: Array, where: str, *, logarithms: bool = False) -> Array:
+    """Return answers as they are, once each of them is known to be a number.
+
+    Args:
+        answers: ``(n, ...)``.
+        where: the model, as the error is to name it.
+        logarithms: whether they may be logarithms of probabilities, of which −∞ is a fair one
+            beside others that are not.
+
+    Raises:
+        UserError: if an answer is NaN or infinite.
+    """
+    rows = answers.reshape(len(answers), math.prod(answers.shape[1:]))
+    broken = ~np.isfinite(rows)
+    if logarithms:
+        broken &= ~np.isneginf(rows) | np.isneginf(rows).all(axis=1, keepdims=True)
+    samples = np.flatnonzero(broken.any(axis=1))
+    if samples.size:
+        raise UserError(
+            f"{where}: scores must be numbers, got {rows[broken][0]} for "
+            f"{samples.size} of {len(answers)} samples, the first of them sample {samples[0]}; "
+            f"look for overflow in the model or NaN in the samples"
+        )
+    return answers
 
 
 def evaluate(answers: Array, y: Array, goal: Goal = Goal()) -> Evaluation:
@@ -203,19 +230,6 @@ def _shown(goal: Goal, answers: Array, y: Array) -> Answers | None:
 
 def _rows(table: Array) -> tuple[tuple[Any, ...], ...]:
     return tuple(tuple(row) for row in table.tolist())
-
-
-def _finite(answers: Array, where: str, *, logarithms: bool = False) -> Array:
-    """Refuse answers that are no numbers; −∞ is a fair logarithm of a probability of 0."""
-    infinite = np.isposinf(answers) if logarithms else np.isinf(answers)
-    broken = np.flatnonzero((np.isnan(answers) | infinite).any(axis=1))
-    if broken.size:
-        raise UserError(
-            f"{where}: scores must be numbers, got {answers[broken[0]].max()} for "
-            f"{broken.size} of {len(answers)} samples, the first of them sample {broken[0]}; "
-            f"look for overflow in the model or NaN in the samples"
-        )
-    return answers
 
 
 def _require_pairs(name: str, answers: Array, y: Array, goal: Goal) -> None:

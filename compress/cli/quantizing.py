@@ -274,6 +274,5 @@ def sensitivity_command(
 
 
 def _layer_facts(layer: LayerSensitivity) -> dict[str, Any]:
-    """Return a layer as JSON has it; a ratio that is infinite is null."""
-    facts = {**builtins_of(layer), "sqnr_db": layer.sqnr_db, "cost_per_us": layer.cost_per_us}
-    return facts | {"sqnr_db": None} if layer.noise_share == 0 else facts
+    """Return a layer as JSON has it; the ratio of no noise, which is infinite, becomes null."""
+    return {**builtins_of(layer), "sqnr_db": layer.sqnr_db, "cost_per_us": layer.cost_per_us}

@@ -164,7 +164,7 @@ def quantize_mixed(
         on_search: hears how the search gets on.
 
     Raises:
-        UserError: as ``quantize_static`` does, or if there is no validation sample.
+        UserError: as ``quantize_static`` and ``outputs_of`` do, or if there is no validation sample.
     """
     with tempfile.TemporaryDirectory() as folder:
         hears = on_search or (lambda *_: None)
@@ -336,7 +336,7 @@ class _Search:
                 static = as_static(self.step, floats)
                 plain = quantize_static(self.model, static, self.task, ranges=self.ranges)
             made, stored = self._stored(plain, floats)
-            if made is None or (drop := self._drop(made)) > self.step.max_drop_points:
+            if made is None or not (drop := self._drop(made)) <= self.step.max_drop_points:
                 made, stored, drop = plain, "float32", self._drop(plain)
             tried = Tried(floats=tuple(sorted(floats)), drop_points=drop, stored=stored)
             path = self.folder / f"{len(self.built)}.onnx"
@@ -363,4 +363,6 @@ class _Search:
 
     def _score(self, model: Any) -> float:
         validation = self.task.validation
-        return score(self.task, outputs_of(model, validation.x), validation.y[:])
+        logarithms = self.task.kind == "classification"
+        outputs = outputs_of(model, validation.x, logarithms=logarithms)
+        return score(self.task, outputs, validation.y[:])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.evaluate import require_finite
 from deploy.record import TaskKind
 from deploy.session import Model, open_model
 
@@ -18,20 +19,31 @@ Outputs = npt.NDArray[np.float64]
 _BATCH = 256
 _LEAST = 1e-9
 """Float32 probabilities underflow to 0."""
+_STILL = 1e-5
+"""Share of its largest magnitude that a place has to spread by; float32 rounds a constant to 1e-7."""
+_ALL_NOISE = 1 / _STILL**2
+"""The share where nothing moves but the noise, as if it were as large as a place that just moves."""
 
 
-def outputs_of(model: Any, x: Array, parts: Sequence[slice] | None = None) -> Outputs:
+def outputs_of(
+    model: Any, x: Array, parts: Sequence[slice] | None = None, *, logarithms: bool = False
+) -> Outputs:
     """Return a ``ModelProto``'s outputs ``(n, ...)``, a batch in memory at a time.
 
     Args:
         model: opened with the session options that ship.
         x: model inputs ``(n, ...)``, or what gives them when sliced.
         parts: which samples; None for all.
+        logarithms: whether −∞ may be among them, as ``require_finite`` understands it.
+
+    Raises:
+        UserError: if an output is NaN or infinite: of classes NaN would count as the first.
     """
     opened = open_model(model.SerializeToString())
     if parts is None:
         parts = [slice(start, start + _BATCH) for start in range(0, len(x), _BATCH)]
-    return np.concatenate([_run(opened, x[part]) for part in parts]).astype(np.float64)
+    outputs = np.concatenate([_run(opened, x[part]) for part in parts])
+    return require_finite(outputs, opened.where, logarithms=logarithms).astype(np.float64)
 
 
 def _run(opened: Model, x: Array) -> Array:
@@ -44,8 +56,15 @@ def _run(opened: Model, x: Array) -> Array:
 def output_error(
     kind: TaskKind, reference: Any, candidate: Any, x: Array, parts: Sequence[slice]
 ) -> float:
-    """Return the ``distance`` between what two ``ModelProto`` give for some samples."""
-    first, second = (outputs_of(model, x, parts) for model in (reference, candidate))
+    """Return the ``distance`` between what two ``ModelProto`` give for some samples.
+
+    Raises:
+        UserError: as ``outputs_of`` does.
+    """
+    logarithms = kind == "classification"
+    first, second = (
+        outputs_of(model, x, parts, logarithms=logarithms) for model in (reference, candidate)
+    )
     return distance(kind, first, second)
 
 
@@ -76,16 +95,17 @@ def noise_share(reference: Outputs, candidate: Outputs) -> float:
     Of each place of the last axis by itself, a target or a channel, and the mean of these: targets
     have units of their own. ``sqnr_db`` is its logarithm. The variance stands where signal-to-noise
     ratios of sounds have the mean square: a distance of 100 from zero is no information about where
-    a target of 100 ± 1 lies. Places that never move are left out.
+    a target of 100 ± 1 lies. Places that hardly move, by less than a 100 000th of their largest
+    magnitude, are left out; if there is no other, any noise at all is a share of 1e10, −100 dB.
 
     >>> noise_share(np.array([[1.0], [3.0]]), np.array([[1.1], [3.1]]))
     0.010000000000000018
     """
     signal, other = (one.reshape(-1, one.shape[-1]) for one in (reference, candidate))
     noise, variance = ((signal - other) ** 2).mean(axis=0), signal.var(axis=0)
-    moving = variance > 0
+    moving = np.sqrt(variance) > _STILL * np.abs(signal).max(axis=0)
     if not moving.any():
-        return float("inf") if noise.any() else 0.0
+        return _ALL_NOISE if noise.any() else 0.0
     return float((noise[moving] / variance[moving]).mean())
 
 

@@ -15,6 +15,8 @@ from deploy.record import Goal
 Array = npt.NDArray[Any]
 
 _LEAST = float(np.finfo(np.float64).tiny)
+_MOST = 1e6
+"""Points that are told: an error that was 0 grows past every share, and JSON has no infinity."""
 
 
 def score(task: Task, outputs: Array, y: Array) -> float:
@@ -46,7 +48,8 @@ def judged_by(task: Task) -> Goal:
 def points_gained(task: Task, before: float, after: float) -> float:
     """Return a change of ``score`` in points, below 0 if it is for the worse.
 
-    A point is a hundredth: of a share and of R² as such, of an error in terms of the one before.
+    A point is a hundredth: of a share and of R² as such, of an error in terms of the one before,
+    where it ends at ±1 000 000, ten thousand times that error.
 
     >>> from types import SimpleNamespace as Of
     >>> points_gained(Of(kind="classification", goal=Goal()), 0.75, 0.5)
@@ -56,5 +59,8 @@ def points_gained(task: Task, before: float, after: float) -> float:
     -5.0
     """
     goal = judged_by(task)
-    whole = max(before, _LEAST) if metric_of(goal).form == "error" else 1.0
-    return 100 * gain(goal, after - before) / whole
+    gained = gain(goal, after - before)
+    if metric_of(goal).form != "error":
+        return 100 * gained
+    # A float of Python, unlike one of numpy, overflows to infinity without a warning.
+    return max(-_MOST, min(_MOST, 100 * float(gained) / max(float(before), _LEAST)))

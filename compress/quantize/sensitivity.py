@@ -84,7 +84,7 @@ def sensitivity(
         on_progress: called with layers done and layers in all.
 
     Raises:
-        UserError: as ``quantize_static`` does, or if there is no validation sample.
+        UserError: as ``quantize_static`` and ``outputs_of`` do, or if there is no validation sample.
     """
     x, y = task.validation.x[:samples], task.validation.y[:samples]
     if not len(x):
@@ -97,13 +97,15 @@ def sensitivity(
     fixed = why_not_static(model, step)
     names = [f.node.name for f in weighted_nodes(model.graph) if f.node.name not in fixed]
     saved = {} if options is None else _saved_us(model, whole, options)
-    before = outputs_of(model, x)
+    logarithms = task.kind == "classification"
+    before = outputs_of(model, x, logarithms=logarithms)
     scored, classes = score(task, before, y), task.kind in {"classification", "multi_label"}
     found = []
     for done, name in enumerate(names, start=1):
         others = tuple(other for other in names if other != name)
         alone = msgspec.structs.replace(step, exclude=(*step.exclude, *others))
-        after = outputs_of(quantize_static(model, alone, task, ranges=ranges), x)
+        made = quantize_static(model, alone, task, ranges=ranges)
+        after = outputs_of(made, x, logarithms=logarithms)
         apart = distance(task.kind, before, after)
         found.append(
             LayerSensitivity(

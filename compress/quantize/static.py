@@ -155,7 +155,7 @@ def with_method(model: Any, step: QuantizeStatic, task: Task) -> QuantizeStatic:
         task: its ``calibration.x`` is looked at.
 
     Raises:
-        UserError: as ``quantize_static`` does.
+        UserError: as ``quantize_static`` and ``outputs_of`` do.
     """
     if step.calibration != "auto":
         return step

@@ -326,6 +326,20 @@ def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
     assert not keys & {stage.model_key for stage in pipeline.plan(recipe, task).values()}
 
 
+@pytest.mark.parametrize(
+    "file", ["evaluate.py", "goals.py", "intervals.py", "metrics.py", "session.py"]
+)
+def test_what_decides_between_quantized_models_is_part_of_their_key(recipe, monkeypatch, file):
+    task = pipeline.load_task(recipe.data, seed=0)
+    before = pipeline.plan(recipe, task)
+    real = pipeline.code_digest
+    monkeypatch.setattr(
+        pipeline, "code_digest", lambda *of: real(*of) + "changed" * (f"deploy/{file}" in of)
+    )
+    after = pipeline.plan(recipe, task)
+    assert {name for name in before if before[name] != after[name]} == {"int8"}
+
+
 def test_a_function_that_builds_another_network_by_changed_imports_shares_nothing(
     recipe, tmp_path, monkeypatch
 ):

@@ -37,6 +37,18 @@ def test_a_score_of_minus_infinity_is_the_logarithm_of_zero_and_passes():
     assert predict_classes(model, np.float32([[1]])).tolist() == [1]
 
 
+def test_minus_infinity_for_every_class_is_no_answer():
+    model = open_model(tiny_onnx.linear(np.ones((1, 2)), bias=[-np.inf, -np.inf]))
+    with pytest.raises(UserError, match=r"must be numbers, got -inf for 1 of 1 samples"):
+        predict_classes(model, np.float32([[1]]))
+
+
+def test_what_is_no_number_is_named_though_a_number_stands_beside_it():
+    model = open_model(tiny_onnx.linear(np.ones((1, 2)), bias=[-np.inf, 7]))
+    with pytest.raises(UserError, match=r"must be numbers, got -inf for 1 of 1 samples"):
+        answers_of(model, np.float32([[1]]), Goal(task="regression", metric="mae"))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2, 2)])
 def test_an_output_that_is_not_one_score_per_class_is_refused(shape):
     flat = tiny_onnx.model(

@@ -183,9 +183,13 @@ def test_float_layers_take_fewer_bits_and_the_scores_stay_close(model, task, rig
     )
 
 
-def test_float_layers_keep_float32_where_fewer_bits_lose_too_much(model, task, rig, monkeypatch):
+@pytest.mark.parametrize("lost", [9.0, np.nan])
+def test_float_layers_keep_float32_where_fewer_bits_lose_too_much(
+    model, task, rig, monkeypatch, lost
+):
     def drop(self, made):
-        return 9.0 * any(array_of(f.weight).dtype == np.float16 for f in weighted_nodes(made.graph))
+        kinds = [array_of(found.weight).dtype for found in weighted_nodes(made.graph)]
+        return lost if np.float16 in kinds else 0.0
 
     monkeypatch.setattr(module._Search, "_drop", drop)
     rig(lambda int8: 2.0 if int8 == {"conv"} else 1.0)

@@ -7,11 +7,13 @@ from compress.quantize.outputs import (
     distance,
     kl_divergence,
     noise_share,
+    output_error,
     outputs_of,
     probabilities,
     sqnr_db,
 )
-from tests.compress.quantize.networks import images, network
+from deploy.errors import UserError
+from tests.compress.quantize.networks import images, network, regression
 
 
 def test_logits_become_probabilities_and_probabilities_stay():
@@ -30,6 +32,25 @@ def test_outputs_do_not_depend_on_how_samples_are_parted():
     np.testing.assert_allclose(
         outputs_of(network(), x), outputs_of(network(), x, [slice(0, 7), slice(7, 50)]), rtol=1e-5
     )
+
+
+def test_a_model_that_overflows_has_no_outputs_to_judge():
+    """NaN would count as the first class, and so as right where that is the truth."""
+    x = images(10)
+    x[7] = 3e38
+    with pytest.raises(UserError, match="got nan for 1 of 10 samples, the first of them sample 7"):
+        outputs_of(network(), x)
+
+
+def test_minus_infinity_is_an_output_where_it_may_be_a_logarithm():
+    model = regression()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "dense/bias")
+    bias.raw_data = np.float32([-np.inf, 0, 0]).tobytes()
+    assert np.isneginf(outputs_of(model, images(3), logarithms=True)[:, 0]).all()
+    assert output_error("classification", model, model, images(3), [slice(0, 3)]) == 0
+    for kind in ("multi_label", "regression", "reconstruction"):
+        with pytest.raises(UserError, match="got -inf for 3 of 3 samples"):
+            output_error(kind, model, model, images(3), [slice(0, 3)])
 
 
 def test_labels_diverge_as_so_many_coins_do():
@@ -54,15 +75,26 @@ def test_the_noise_of_several_targets_is_the_mean_of_their_own_shares():
 def test_a_target_that_never_moves_is_left_out_beside_others():
     before = np.array([[5.0, -1.0], [5.0, 1.0]])
     assert noise_share(before, before + 0.1) == pytest.approx(0.01)
-    assert noise_share(before[:, :1], before[:, :1] + 0.1) == np.inf
+    assert noise_share(before[:, :1], before[:, :1] + 0.1) == pytest.approx(1e10)
     assert noise_share(before[:, :1], before[:, :1]) == 0
 
 
-@given(shift=st.floats(-1e3, 1e3), unit=st.floats(1e-3, 1e3))
-def test_neither_the_unit_of_a_target_nor_its_distance_from_zero_changes_its_noise(shift, unit):
+def test_a_target_that_float32_rounds_to_and_fro_does_not_decide_the_ranking():
+    rng = np.random.default_rng(0)
+    before = np.column_stack([rng.normal(size=500), 100 + 7.6e-6 * rng.integers(0, 2, 500)])
+    noisy, quiet = (
+        before + rng.normal(size=before.shape) * sizes for sizes in ([0.3, 1e-3], [0.01, 2e-3])
+    )
+    assert noise_share(before, noisy) == pytest.approx(0.3**2, rel=0.2)
+    assert noise_share(before, quiet) == pytest.approx(0.01**2, rel=0.2)
+
+
+@given(share=st.floats(-1e4, 1e4), unit=st.floats(1e-3, 1e3))
+def test_neither_the_unit_of_a_target_nor_its_distance_from_zero_changes_its_noise(share, unit):
+    """As long as it moves by more than a 100 000th of that distance."""
     rng = np.random.default_rng(0)
     before, noise = rng.normal(size=(50, 2)), rng.normal(size=(50, 2)) / 10
-    moved = unit * before + shift
+    moved = unit * (before + share)
     assert noise_share(moved, moved + unit * noise) == pytest.approx(
         noise_share(before, before + noise), rel=1e-6
     )

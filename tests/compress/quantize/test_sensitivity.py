@@ -1,11 +1,13 @@
 import dataclasses
+import warnings
 
 import matplotlib as mpl
+import msgspec
 import numpy as np
 import pytest
 
 from compress.data.task import Split
-from compress.quantize.outputs import outputs_of
+from compress.quantize.outputs import noise_share, outputs_of
 from compress.quantize.plots import plot_sensitivity
 from compress.quantize.sensitivity import LayerSensitivity, sensitivity
 from compress.quantize.static import QuantizeStatic, quantize_static
@@ -117,6 +119,23 @@ def test_it_is_drawn(made, tmp_path):
     layers = sensitivity(made, QuantizeStatic(), given, options=None)
     plot_sensitivity(layers, tmp_path / "layers.png")
     assert (tmp_path / "layers.png").stat().st_size > 1000
+
+
+def test_noise_about_targets_that_never_move_is_read_back_and_is_not_taken_for_none(tmp_path):
+    still = np.full((4, 1), 5.0)
+    layers = [
+        LayerSensitivity(
+            name=name, kl_divergence=None, noise_share=noise_share(still, after), delta_points=0,
+            saved_us=None,
+        )
+        for name, after in (("all", still + 0.1), ("none", still))
+    ]  # fmt: skip
+    again = msgspec.json.decode(msgspec.json.encode(layers), type=list[LayerSensitivity])
+    assert again == layers
+    assert [layer.sqnr_db for layer in again] == pytest.approx([-100, np.inf])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_sensitivity(layers, tmp_path / "layers.png")
 
 
 def test_the_picture_of_values_names_the_noise_in_decibels(tmp_path):

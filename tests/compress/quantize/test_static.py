@@ -146,6 +146,14 @@ def test_auto_makes_do_with_few_samples(samples):
     assert step.calibration != "auto"
 
 
+def test_auto_chooses_nothing_by_outputs_that_are_no_numbers():
+    """Of the second batch, which compares what the first gave; NaN is less than nothing."""
+    x = images(64)
+    x[40] = 3e38
+    with pytest.raises(UserError, match="scores must be numbers, got nan for 1 of 32 samples"):
+        with_method(network(), QuantizeStatic(calibration="auto"), task_with(x))
+
+
 def test_a_method_that_was_named_stays():
     step = QuantizeStatic(calibration="mse")
     assert with_method(network(), step, task_with(images())) is step
