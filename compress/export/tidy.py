@@ -108,8 +108,10 @@ def with_positive_zeros(model: Any) -> Any:
     from onnx import numpy_helper
 
     model = _copy(model)
-    readers = consumers(model.graph)
+    readers, inside = consumers(model.graph), _read_inside(model.graph)
     for tensor in model.graph.initializer:
+        if tensor.name in inside:
+            continue
         read_by = {node.op_type for node in readers.get(tensor.name, ())}
         values = numpy_helper.to_array(tensor)
         if read_by and read_by <= _SUMS and values.dtype.kind == "f":
@@ -183,6 +185,19 @@ def _shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
+
+
+def _read_inside(graph: Any) -> set[str]:
+    """Return the names that are read in the graphs of nodes, such as a branch or the body of a loop."""
+    inside = [
+        part
+        for node in graph.node
+        for attribute in node.attribute
+        for part in (attribute.g, *attribute.graphs)
+    ]
+    read = {name for part in inside for node in part.node for name in node.input}
+    read.update(value.name for part in inside for value in part.output)
+    return read.union(*map(_read_inside, inside))
 
 
 def _bypass(graph: Any, node: Any) -> None:

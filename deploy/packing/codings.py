@@ -34,6 +34,7 @@ Values = npt.NDArray[Any]
 _DEEPEST = 4
 _GAPS = (63, 255, 1023)
 """The most zeros that one symbol of a gap stands for."""
+_GAPS_AT_ONCE = 1 << 16
 _DEFLATED, _DEFLATED_SINCE = 4, 2
 """In the place of a table: the symbols are deflated; and the version since when they may be."""
 _LEAST_DEFLATED, _MANY = 256, 1 << 16
@@ -160,7 +161,7 @@ def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: 
     elif len(found) <= min(MOST_SYMBOLS, len(values) // 2):
         plans.append(_codebook(values, found, counts))
     if depth < _DEEPEST:
-        if counts.max() * 4 > len(values):
+        if _is_sparse(int(counts.max()), len(values)):
             plans.append(_sparse(values, found[counts.argmax()], kind, depth))
         if width > 1:
             plans.append(_planes(values, kind, depth))
@@ -291,14 +292,42 @@ def _read_sparse(reader: Reader, count: int, width: int, depth: int) -> Values:
     most, length = _GAPS[choice], reader.number()
     if length > count:
         raise ValueError(f"{length:,} gaps in {count:,} weights")
-    symbols = _read_symbols(reader, length, most + 1).astype(np.int64)
-    ends = symbols < most
-    places = np.cumsum(symbols + ends)[ends] - 1
-    if len(places) != reader.number() or not len(places) or places[-1] >= count:
+    there = _places(_read_symbols(reader, length, most + 1), most, count)
+    others = int(np.count_nonzero(there))
+    if others != reader.number() or not others or not _is_sparse(count - others, count):
         raise ValueError("its gaps do not fit its weights")
+    found = read_values(reader, others, width, depth=depth + 1)
     values = np.full(count, common)
-    values[places] = read_values(reader, len(places), width, depth=depth + 1)
+    values[there] = found
     return values
+
+
+def _is_sparse(often: int, count: int) -> bool:
+    """Say whether an element that comes so often is left out.
+
+    Codings nest, and each that lies around others keeps its place in memory while those are read:
+    that they shrink each time bounds what a file may take.
+    """
+    return 4 * often > count
+
+
+def _places(symbols: npt.NDArray[Any], most: int, count: int) -> npt.NDArray[np.bool_]:
+    """Return which of ``count`` elements the gaps end at, in little more than their bytes.
+
+    Raises:
+        ValueError: if they go beyond the last.
+    """
+    there = np.zeros(count, bool)
+    reached = 0
+    for start in range(0, len(symbols), _GAPS_AT_ONCE):
+        gaps = symbols[start : start + _GAPS_AT_ONCE].astype(np.int64)
+        ends = gaps < most
+        behind = reached + np.cumsum(gaps + ends)
+        reached = int(behind[-1])
+        if reached > count:
+            raise ValueError("its gaps do not fit its weights")
+        there[behind[ends] - 1] = True
+    return there
 
 
 def _planes(values: Values, kind: Kind, depth: int) -> Plan:
@@ -412,7 +441,7 @@ def _symbols_plan(symbols: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> P
         writer.encoder.put(symbols, plan.table)
 
     by_lanes = Plan(plan.bits, write)
-    if len(counts) > 256 or not _LEAST_DEFLATED <= len(symbols) < _MANY:
+    if not _may_be_deflated(len(symbols), len(counts)):
         return by_lanes
     data = deflate_symbols(symbols.astype(np.uint8).tobytes())
 
@@ -426,11 +455,18 @@ def _symbols_plan(symbols: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> P
     return deflated if deflated.bits < _PATIENCE * by_lanes.bits else by_lanes
 
 
+def _may_be_deflated(count: int, size: int) -> bool:
+    """Say whether a run of so many symbols, each below ``size``, is tried with zlib."""
+    return _LEAST_DEFLATED <= count < _MANY and size <= 256
+
+
 def _read_symbols(reader: Reader, count: int, size: int) -> npt.NDArray[Any]:
     """Return symbols below ``size``, as ``_symbols_plan`` wrote them."""
     kind = reader.nibble()
     if kind != _DEFLATED or reader.version < _DEFLATED_SINCE:
         return reader.decoder.take(count, _read_table(reader, kind, size))
+    if not _may_be_deflated(count, size):
+        raise ValueError(f"a run of {count:,} symbols of {size:,} kinds is deflated")
     symbols = np.frombuffer(inflate_symbols(reader.raw(reader.number()), count), np.uint8)
     if symbols.max(initial=0) >= size:
         raise ValueError(f"a symbol {symbols.max()} where {size:,} are possible")

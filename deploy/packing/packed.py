@@ -95,12 +95,13 @@ def unpack(data: bytes | memoryview, where: str, most_bytes: int = LARGEST_MODEL
 def _unpacked(data: memoryview, most_bytes: int) -> bytes:
     if bytes(data[:3]) != MAGIC:
         raise ValueError("is no packed model; it does not begin as one does")
-    version, place = _read_varint(data, len(MAGIC))
+    if len(data) == len(MAGIC):
+        raise ValueError("is cut off")
+    version = data[len(MAGIC)]
     if version not in _VERSIONS:
-        raise ValueError(
-            f"is packed in version {version}, this reads 1 and 2; use a newer lightship"
-        )
-    numbers = []
+        newer = "; use a newer lightship" if version > max(_VERSIONS) else ""
+        raise ValueError(f"is packed in version {version}, this reads 1 and 2{newer}")
+    numbers, place = [], len(MAGIC) + 1
     for _ in range(5):
         number, place = _read_varint(data, place)
         numbers.append(number)

@@ -271,6 +271,26 @@ def test_a_negative_zero_that_something_is_divided_by_stays():
     assert np.isneginf(run(tidy(model), 1 + np.abs(sample()))).all()
 
 
+@pytest.mark.parametrize("deep", [1, 2])
+def test_a_negative_zero_that_a_branch_reads_too_stays(deep):
+    made = helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 1))
+    node = helper.make_node("Reciprocal", ["w"], ["z"])
+    for _ in range(deep):
+        branch = helper.make_graph([node], "branch", [], [made])
+        node = helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch)
+    model = model_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["product"]),
+            node,
+            helper.make_node("Add", ["product", "z"], ["y"]),
+        ],
+        shape=(None, 1),
+        output=(None, 1),
+        constants={"w": np.float32([[-0.0]]), "yes": np.array(True)},
+    )
+    assert np.isneginf(run(with_positive_zeros(model), sample((2, 1)))).all()
+
+
 def test_a_free_first_axis_is_named_batch_and_a_fixed_one_is_not():
     free = with_named_batch(model_of([helper.make_node("Relu", ["x"], ["y"])]))
     assert free.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

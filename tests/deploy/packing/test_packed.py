@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploy.packing.codings import Coding, Writer
+from deploy.packing.codings import Coding, Reader, Writer, best_plan, read_values
 from deploy.packing.lanes import Decoder, Encoder
 from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, parts_of, unpack
-from deploy.packing.tables import from_weights
+from deploy.packing.tables import from_weights, geometric, most_levels, uniform
 from deploy.packing.text import deflate_symbols, dictionary
 from deploy.packing.weigh import entropy_bits, sizes_of
 from tests.deploy import tiny_onnx
@@ -169,10 +169,16 @@ def with_symbols(data):
     writer.nibble(4)
     writer.number(len(data))
     writer.raw += data
-    text = parts_of(model)[0]
-    digest = np.frombuffer(hashlib.sha256(model).digest()[:8], "<u2")
-    head = bytes([2, 0, *varint(len(model)), *varint(len(text)), *varint(len(data)), 4])
-    return MAGIC + head + text + bytes(writer.raw) + writer.encoder.finish(digest, 4)
+    return by_hand(model, writer)
+
+
+def by_hand(model, writer, lanes=4, form=0):
+    """Return a packed file of a model whose weights are what was written."""
+    text = b"" if form == 2 else parts_of(model)[0]
+    digest = np.frombuffer(hashlib.sha256(model).digest()[: 2 * lanes], "<u2")
+    sizes = [*varint(len(model)), *varint(len(text)), *varint(len(writer.raw)), *varint(lanes)]
+    head = MAGIC + bytes([2, form, *sizes])
+    return head + text + bytes(writer.raw) + writer.encoder.finish(digest, lanes)
 
 
 def varint(value):
@@ -279,12 +285,150 @@ def test_hostile_sizes_are_refused_before_room_is_made_for_them():
     tracemalloc.stop()
 
 
+LARGE = 1 << 21
+
+
+def gaps_of_zero(writer, count):
+    """Write symbols 0 by a table in which there is no other: they take nothing."""
+    writer.nibble(1)
+    writer.nibble(0)
+    writer.encoder.put(np.array([2, 1] + [0] * 62), geometric(6, 2 * most_levels(0)))
+    only = np.zeros(64, np.int64)
+    only[0] = 1
+    writer.encoder.put(np.zeros(count, np.uint8), from_weights(only))
+
+
+def gaps_deflated(writer, count):
+    data = deflate_symbols(bytes(count))
+    writer.nibble(4)
+    writer.number(len(data))
+    writer.raw += data
+
+
+def nested(writer, counts, gaps=gaps_of_zero):
+    """Write codings in each other: of as many elements as a count says, the next one differ."""
+    for others in counts:
+        writer.nibble(Coding.SPARSE)
+        writer.raw += b"\1"
+        writer.nibble(0)
+        writer.number(others)
+        gaps(writer, others)
+        writer.number(others)
+
+
+def ends(writer, width=1):
+    writer.nibble(Coding.CONSTANT)
+    writer.raw += bytes(width)
+
+
+def hostile_sparse(writer):
+    """As many others as are taken in each, and symbols that are widest in memory in the last."""
+    nested(writer, [LARGE * 3**deep // 4**deep - deep for deep in range(1, 5)])
+    writer.nibble(Coding.RANGE)
+    writer.number(0)
+    writer.number(0)
+    writer.nibble(0)
+    writer.encoder.put(np.array([0]), uniform(256))
+
+
+def hostile_codebook(writer):
+    writer.nibble(Coding.CODEBOOK)
+    writer.number(0)
+    writer.raw += bytes(2)
+    writer.nibble(0)
+    writer.encoder.put(np.array([0]), uniform(256))
+
+
+def hostile_planes(writer):
+    writer.nibble(Coding.PLANES)
+    writer.nibble(0)
+    for _ in range(2):
+        ends(writer)
+
+
+def hostile_nest(writer):
+    nested(writer, [LARGE] * 4)
+    ends(writer)
+
+
+def hostile_deflated_nest(writer):
+    nested(writer, [LARGE] * 4, gaps_deflated)
+    ends(writer)
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (hostile_sparse, "is damaged"),
+        (hostile_codebook, "is damaged"),
+        (hostile_planes, "is damaged"),
+        (hostile_nest, "its gaps do not fit its weights"),
+        (hostile_deflated_nest, "symbols of 64 kinds is deflated"),
+    ],
+)
+def test_a_hostile_file_takes_eight_times_the_size_that_it_says_at_most(write, why):
+    writer = Writer()
+    write(writer)
+    halves = write in {hostile_codebook, hostile_planes}
+    model = model_of(np.ones(LARGE // 2, np.float16)) if halves else bytes([9]) * LARGE
+    data = by_hand(model, writer, 4096, form=0 if halves else 2)
+    assert len(data) < 1 << 16
+    tracemalloc.start()
+    try:
+        with pytest.raises(PackingError, match=why):
+            unpack(data, "here")
+        assert tracemalloc.get_traced_memory()[1] < 8 * LARGE
+    finally:
+        tracemalloc.stop()
+
+
+def test_others_are_taken_where_they_are_less_than_three_quarters_and_only_there():
+    for count in range(4, 40):
+        limit = (3 * count + 3) // 4  # the least that is not less
+        model = bytes(limit - 1) + b"\1" * (count - limit + 1)
+        writer = Writer()
+        nested(writer, [limit - 1])
+        ends(writer)
+        assert unpack(by_hand(model, writer, form=2), "here") == model
+        writer = Writer()
+        nested(writer, [limit])
+        ends(writer)
+        with pytest.raises(PackingError, match="its gaps do not fit its weights"):
+            unpack(by_hand(model, writer, form=2), "here")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rest=st.integers(-4, 4),
+    width=st.sampled_from([1, 2, 4, 8]),
+    nests=st.integers(1, 5),
+)
+def test_what_is_packed_as_sparse_at_the_limit_is_unpacked(seed, rest, width, nests):
+    """Each time a quarter of what is left is alike, an element more or less."""
+    rng = drawn(seed)
+    values = rng.integers(0, 250, 400).astype(f"<u{width}")
+    left = np.arange(len(values))
+    for alike in range(nests):
+        taken = rng.permutation(left)[: len(left) // 4 + rest]
+        values[taken] = 250 + alike
+        left = np.setdiff1d(left, taken)
+    writer = Writer()
+    best_plan(values, "int").write(writer)
+    decoder = Decoder(writer.encoder.finish(np.zeros(4, np.uint16), 4), 4)
+    reader = Reader(decoder, memoryview(bytes(writer.raw)), values.nbytes, writer.version)
+    np.testing.assert_array_equal(read_values(reader, len(values), width), values)
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
         (b"", "is no packed model"),
         (b"PK\3\4", "is no packed model"),
-        (b"LSP\x03....", "is packed in version 3, this reads 1 and 2"),
+        (b"LSP\x03....", "is packed in version 3, this reads 1 and 2; use a newer lightship"),
+        (b"LSP\x00....", "is packed in version 0, this reads 1 and 2$"),
+        (b"LSP\x82\x00...", "is packed in version 130, this reads 1 and 2"),
+        (b"LSP", "is cut off"),
         (b"LSP\x01", "is cut off"),
         (b"LSP\x01\x00\x08\x00\x00\x03", "says 3 lanes"),
     ],
