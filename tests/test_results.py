@@ -88,3 +88,11 @@ def test_a_narrow_lenet_5_is_four_times_faster_at_nine_errors_in_a_thousand(seed
     narrow = variants("lenet_5_narrow", seed)["narrow-8-32-128"]
     assert 1 - narrow.score <= 0.009
     assert narrow.speedup >= 4
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("variant", ("narrow-litert-float", "narrow-litert-dynamic"))
+def test_a_narrow_resnet_8_is_two_and_a_half_times_faster_within_half_a_point(variant, seed):
+    narrow = variants("fashion_resnet_8_narrow", seed)[variant]
+    assert narrow.baseline_delta >= -0.5
+    assert narrow.speedup >= 2.5
