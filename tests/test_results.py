@@ -90,8 +90,8 @@ def test_a_narrow_lenet_5_is_four_times_faster_at_nine_errors_in_a_thousand(seed
     assert narrow.speedup >= 4
 
 
-@pytest.mark.parametrize("seed", (0, 1))
-@pytest.mark.parametrize("variant", ("narrow-litert-float", "narrow-litert-dynamic"))
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("variant", ["narrow-litert-float", "narrow-litert-dynamic"])
 def test_a_narrow_resnet_8_is_two_and_a_half_times_faster_within_half_a_point(variant, seed):
     narrow = variants("fashion_resnet_8_narrow", seed)[variant]
     assert narrow.baseline_delta >= -0.5
