@@ -53,7 +53,7 @@ def stack_versions() -> dict[str, str]:
     """
     asked = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "")
     kernels = {"1": "oneDNN", "0": "own"}.get(asked, "as TensorFlow chooses")
-    return {**{name: metadata.version(name) for name in _STACK}, "kernels": kernels}
+    return {name: metadata.version(name) for name in _STACK} | {"kernels": kernels}
 
 
 def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> ModelMetadata:
