@@ -13,11 +13,20 @@ import numpy as np
 import onnxruntime as ort
 
 from deploy.errors import UserError, needs_extra
-from deploy.graph import Weighted, consumers, depthwise, macs_by_node, producers, weighted_nodes
+from deploy.graph import (
+    Weighted,
+    array_of,
+    constants,
+    consumers,
+    depthwise,
+    macs_by_node,
+    producers,
+    weighted_nodes,
+)
 from deploy.kernels import INT8_OPERATORS, can_saturate, kernels_of, obstacle, optimized
 from deploy.machine import this_target
 from deploy.record import Record, SessionOptions
-from deploy.session import open_model, ort_options
+from deploy.session import open_model, profiling, start_session
 from deploy.tflite import computes_in_int8, is_tflite, layer_name, macs_of, read_tflite
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -90,8 +99,10 @@ class Audit(Record, frozen=True):
     reference_times: Times | None
     verdict: str
     saturating: tuple[str, ...] = ()
-    """Layers in int8 whose sums can be wrong on this machine: their weights have a bit more than its
-    kernels add without overflow, as in a file that was made for another machine."""
+    """Layers in int8 whose weights have a bit more than the fast kernels of this machine add without
+    overflow, as in a file that was made for another machine."""
+    exact_sums: bool = False
+    """Whether ONNX Runtime runs all of these with kernels that add exactly, as the session asks."""
     litert: str | None = None
     """Release of LiteRT, for a ``.tflite`` file: then int8 is read from the types in the file, by
     which LiteRT chooses its kernels, and nothing is timed layer by layer."""
@@ -108,12 +119,17 @@ class Audit(Record, frozen=True):
         """What to know of sums that can be wrong here, in a sentence; None if there are none."""
         if not self.saturating:
             return None
+        seen = (
+            "added exactly here, by slower kernels, and wrong where a program opens the file without "
+            'session.x64quantprecision = "1"'
+            if self.exact_sums
+            else "wrong here: other answers than elsewhere"
+        )
         return (
-            f"int8 sums can overflow on {self.target} in {len(self.saturating)} of "
-            f"{self.int8_layers} layers ({', '.join(self.saturating[:3])}"
-            f"{' …' if len(self.saturating) > 3 else ''}), which gives other answers than elsewhere: "
-            f"the weights have 8 bits, the kernels here are exact for 7; quantize with target = "
-            f'"{self.target}"'
+            f"int8 sums of {len(self.saturating)} of {self.int8_layers} layers "
+            f"({', '.join(self.saturating[:3])}{' …' if len(self.saturating) > 3 else ''}) overflow in "
+            f"the fast kernels of {self.target}, which are exact for weights of 7 bits: {seen}; "
+            f'quantize with target = "{self.target}"'
         )
 
 
@@ -168,13 +184,15 @@ def audit(
         reference_us = {n: profiles[1][k.name] for n, k in theirs.items() if k.name in profiles[1]}
         reference_times = _times(profiles[1], graph, reference_us)
     macs = macs_by_node(model)
-    layers, saturating = [], []
+    layers, saturating, exact = [], [], []
+    stored = constants(running.graph)
     for found in weighted_nodes(model.graph):
         name, kernel = found.node.name, kernels.get(found.node.name)
         int8 = kernel is not None and kernel.op_type in INT8_OPERATORS
         why = None if int8 else obstacle(model, found)
         if int8 and can_saturate(model, found):
             saturating.append(name)
+            exact.append(_unsigned_weights(kernel, stored))
         layers.append(
             AuditedLayer(
                 name=name,
@@ -205,6 +223,7 @@ def audit(
         times=times,
         reference_times=reference_times,
         saturating=tuple(saturating),
+        exact_sums=bool(exact) and all(exact),
         verdict="",
         **_graph_facts(model, running),
     )
@@ -361,6 +380,12 @@ def _islands(graph: Any) -> Iterator[tuple[str, ...]]:
             yield tuple(node.name for name, node in floats.items() if name in inside)
 
 
+def _unsigned_weights(kernel: Any, stored: Mapping[str, Any]) -> bool:
+    """Say whether ONNX Runtime has turned the weights of a layer into unsigned bytes."""
+    weights = [array_of(stored[name]) for name in kernel.input if name in stored]
+    return max(weights, key=np.size).dtype == np.uint8
+
+
 def _profiles(
     models: Sequence[Any], options: SessionOptions, *, seed: int
 ) -> list[dict[str, float]]:
@@ -371,14 +396,8 @@ def _profiles(
         with tempfile.TemporaryDirectory() as folder:
             sessions = []
             for index, model in enumerate(models):
-                settings = ort_options(options)
-                settings.enable_profiling = True
-                settings.profile_file_prefix = str(Path(folder, str(index)))
-                session = ort.InferenceSession(
-                    model.SerializeToString(),
-                    sess_options=settings,
-                    providers=["CPUExecutionProvider"],
-                )
+                profiled = profiling(Path(folder, str(index)))
+                session = start_session(model.SerializeToString(), options, profiled)
                 sessions.append((session, _random_inputs(session, random)))
             for _ in range(_WARM_UP + _RUNS):
                 for index in random.permutation(len(sessions)):

@@ -80,7 +80,9 @@ def examine() -> Diagnosis:
 def _advice(environment: Environment, missing: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     advice = []
     if environment.target == "x86-avx2":
-        advice.append("no VNNI here: int8 kernels saturate at 8-bit weights, so 7 bits are used")
+        advice.append(
+            "no VNNI here: fast int8 kernels overflow with 8-bit weights, so 7 bits are used"
+        )
     if environment.governor not in {None, "performance"}:
         advice.append(
             f"the CPU governor is {environment.governor}: clocks will wander while timing; "

@@ -17,7 +17,6 @@ from deploy.graph import (
     Weighted,
     array_of,
     attributes,
-    constants,
     consumers,
     depthwise,
     outputs_axis,
@@ -26,7 +25,7 @@ from deploy.graph import (
 )
 from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import SessionOptions
-from deploy.session import ort_options
+from deploy.session import start_session
 
 INT8_OPERATORS = frozenset(
     {
@@ -75,15 +74,15 @@ def optimized(
     with needs_extra("compress"):
         import onnx
 
-    settings = ort_options(options)
-    if target == "arm64":
-        settings.add_session_config_entry("session.qdqisint8allowed", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "optimized.onnx")
-        settings.optimized_model_filepath = str(path)
-        ort.InferenceSession(
-            model.SerializeToString(), sess_options=settings, providers=["CPUExecutionProvider"]
-        )
+
+        def prepare(settings: ort.SessionOptions) -> None:
+            settings.optimized_model_filepath = str(path)
+            if target == "arm64":
+                settings.add_session_config_entry("session.qdqisint8allowed", "1")
+
+        start_session(model.SerializeToString(), options, prepare)
         return onnx.load(path)
 
 
@@ -182,13 +181,15 @@ def why_not_int8(model: Any, *, target: Target | None = None) -> dict[str, str]:
 
 
 def can_saturate(model: Any, found: Weighted, *, target: Target | None = None) -> bool:
-    """Say whether sums of a layer's int8 kernel can be wrong on a machine, by the stored weights.
+    """Say whether sums of a layer's fast int8 kernel can be wrong on a machine, by the weights.
 
     Where a target's scheme keeps weights to 7 bits, its kernels add two products of an unsigned and
     a signed byte in 16 bits. That overflows where two weights of one output add up to more than
     128, if they happen to meet, and their inputs are large: a file that was made for another target
-    opens and answers something else. Signed inputs, unsigned weights and convolutions of each
-    channel by itself are added in 32 bits.
+    opens and answers something else, unless the session asks for exact sums
+    (``SessionOptions.exact_sums``), which other kernels then give in more time. Unsigned weights
+    and convolutions of each channel by itself are added in 32 bits. Signed inputs are no refuge:
+    ONNX Runtime makes them unsigned when it opens a file on x86.
 
     Args:
         model: the ``ModelProto`` of the file.
@@ -200,8 +201,6 @@ def can_saturate(model: Any, found: Weighted, *, target: Target | None = None) -
         return False
     if depthwise(found) and found.weight.dims[0] == _group(found):
         return False
-    if _signed_input(model, found):
-        return False
     axis = outputs_axis(found)
     rows = np.sort(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).astype(int))
     return bool(max(rows[:, -2:].sum(axis=1).max(), -rows[:, :2].sum(axis=1).min()) > _SAFE_PAIR)
@@ -209,15 +208,6 @@ def can_saturate(model: Any, found: Weighted, *, target: Target | None = None) -
 
 def _group(found: Weighted) -> int:
     return int(attributes(found.node).get("group", 1))
-
-
-def _signed_input(model: Any, found: Weighted) -> bool:
-    """Say whether a layer is given signed bytes; who measures ranges as it runs gives unsigned ones."""
-    reader = producers(model.graph).get(found.node.input[0])
-    if reader is None or reader.op_type != "DequantizeLinear" or len(reader.input) < 3:
-        return False
-    zero = constants(model.graph).get(reader.input[2])
-    return zero is not None and array_of(zero).dtype == np.int8
 
 
 def obstacle(model: Any, found: Weighted, *, target: Target | None = None) -> Obstacle:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from deploy.errors import ParityError, UserError, needs_extra
 from deploy.record import SessionOptions
-from deploy.session import open_model, ort_options, random_inputs
+from deploy.session import open_model, random_inputs, start_session
 from deploy.tflite import is_tflite
 
 PARITY = 1e-6
@@ -51,18 +51,15 @@ def to_ort(content: bytes, options: SessionOptions = SessionOptions()) -> bytes:
     if is_tflite(content[:8]):
         raise UserError("model: is a LiteRT model, which has no ORT form; give an ONNX model")
     reference = open_model(content, options)
-    settings = ort_options(options)
-    settings.add_session_config_entry("session.save_model_format", "ORT")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.ort")
-        settings.optimized_model_filepath = str(path)
+
+        def prepare(settings: ort.SessionOptions) -> None:
+            settings.add_session_config_entry("session.save_model_format", "ORT")
+            settings.optimized_model_filepath = str(path)
+
         try:
-            ort.InferenceSession(
-                content,
-                sess_options=settings,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=["NchwcTransformer"],
-            )
+            start_session(content, options, prepare, disabled_optimizers=["NchwcTransformer"])
         # The exceptions of ONNX Runtime's C extension share no base class below Exception.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]

@@ -161,6 +161,10 @@ class SessionOptions(Record, frozen=True):
     threads: int = 1
     disabled_optimizers: tuple[str, ...] = ("WeightBiasQuantization",)
     """ONNX Runtime >= 1.23 re-quantises excluded float layers at load unless this one is off."""
+    exact_sums: bool = True
+    """Add int8 products without overflow everywhere, ``session.x64quantprecision`` of ONNX Runtime.
+    An x86 with AVX2 and without VNNI then takes slower kernels for layers whose weights need them, and
+    for no others."""
     arena: bool = True
     """Keep memory that a run gave back for the next one; without, a run takes and returns its own."""
     mmap: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import onnxruntime as ort
 
 from deploy.errors import MissingExtraError, UserError
 from deploy.litert import LiteRt, litert_version
-from deploy.machine import usable_cores
+from deploy.machine import this_target, usable_cores
 from deploy.preprocess import Op, apply
 from deploy.record import Goal, Record, SessionOptions
 from deploy.tflite import is_tflite
@@ -285,11 +286,23 @@ def ort_options(options: SessionOptions) -> ort.SessionOptions:
         # The second keeps the weights in the mapping; without it they are copied out again.
         for key in ("use_memory_mapped_ort_model", "use_ort_model_bytes_for_initializers"):
             settings.add_session_config_entry(f"session.{key}", "1")
+    if options.exact_sums:
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     if options.disabled_optimizers:
         settings.add_session_config_entry(
             "optimization.disable_specified_optimizers", ";".join(options.disabled_optimizers)
         )
     return settings
+
+
+def profiling(prefix: Path) -> Callable[[ort.SessionOptions], None]:
+    """Return what prepares a session to write a profile, into a file whose name begins as told."""
+
+    def prepare(settings: ort.SessionOptions) -> None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(prefix)
+
+    return prepare
 
 
 def why_not_mapped(source: Path | bytes) -> str | None:
@@ -347,16 +360,49 @@ def open_model(source: Path | bytes, options: SessionOptions = SessionOptions())
 
 
 def _open_session(source: Path | bytes, options: SessionOptions) -> ort.InferenceSession:
-    settings = ort_options(options)
     try:
+        return start_session(source, options)
+    # The exceptions of ONNX Runtime's C extension share no base class below Exception.
+    except Exception as error:
+        raise UserError(f"ONNX Runtime cannot open it: {_reason(error)}") from error
+
+
+def start_session(
+    source: Path | bytes,
+    options: SessionOptions,
+    prepare: Callable[[ort.SessionOptions], None] = lambda settings: None,
+    *,
+    disabled_optimizers: Sequence[str] = (),
+) -> ort.InferenceSession:
+    """Start ONNX Runtime on the CPU; what it fails with is raised as it is.
+
+    A file in which layers share a zero point of their weights cannot be opened with exact sums where
+    these take another form of the weights: ONNX Runtime stops on storing the shared one twice. It is
+    opened with fast sums there.
+
+    Args:
+        source: a file, or the bytes of one.
+        options: how to open it.
+        prepare: what else to set, such as a profile to write.
+        disabled_optimizers: beside those of the options.
+    """
+
+    def started(options: SessionOptions) -> ort.InferenceSession:
+        settings = ort_options(options)
+        prepare(settings)
         return ort.InferenceSession(
             str(source) if isinstance(source, Path) else source,
             sess_options=settings,
             providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(disabled_optimizers),
         )
-    # The exceptions of ONNX Runtime's C extension share no base class below Exception.
-    except Exception as error:
-        raise UserError(f"ONNX Runtime cannot open it: {_reason(error)}") from error
+
+    if options.exact_sums and this_target() == "x86-avx2":
+        # The exceptions of ONNX Runtime's C extension share no base class below Exception.
+        with contextlib.suppress(Exception):
+            return started(options)
+        options = msgspec.structs.replace(options, exact_sums=False)
+    return started(options)
 
 
 def _start_of(source: Path | bytes) -> bytes:

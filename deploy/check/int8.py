@@ -8,11 +8,10 @@ from typing import Any
 
 import msgspec
 import numpy.typing as npt
-import onnxruntime as ort
 
 from deploy.kernels import FLOAT_OPERATORS, INT8_OPERATORS
 from deploy.record import Record, SessionOptions
-from deploy.session import ort_options
+from deploy.session import profiling, start_session
 from deploy.tflite import Tflite, computes_in_int8, is_tflite, layer_name, read_tflite
 
 
@@ -37,11 +36,8 @@ def products(
     """
     if is_tflite(model[:8]):
         return _by_type(read_tflite(model))
-    settings = ort_options(options)
-    settings.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="lightship-check-") as folder:
-        settings.profile_file_prefix = str(Path(folder, "profile"))
-        session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        session = start_session(model, options, profiling(Path(folder, "profile")))
         session.run(None, {session.get_inputs()[0].name: inputs})
         events = msgspec.json.decode(Path(session.end_profiling()).read_bytes())
     ran = [

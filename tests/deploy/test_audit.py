@@ -17,6 +17,7 @@ from deploy.errors import MissingExtraError, UserError
 from deploy.kernels import can_saturate
 from deploy.machine import this_target
 from deploy.record import SessionOptions
+from deploy.session import open_model
 from tests.deploy.tiny_onnx import model
 
 try:
@@ -266,8 +267,13 @@ def test_layers_whose_sums_can_overflow_here_are_named_with_the_way_out(write, m
     found = audit(write(chain()), timed=False)
     assert len(found.saturating) == 3
     (said,) = [line for line in table(found) if line.startswith("warning: ")]
-    assert "can overflow on x86-avx2 in 3 of 3 layers" in said
+    assert "int8 sums of 3 of 3 layers" in said
     assert 'quantize with target = "x86-avx2"' in said
+    fast = audit(write(chain()), SessionOptions(exact_sums=False), timed=False)
+    assert not fast.exact_sums
+    assert "wrong here" in fast.saturation
+    exact = msgspec.structs.replace(fast, exact_sums=True)
+    assert "added exactly here" in exact.saturation
     on("x86-vnni", monkeypatch)
     assert audit(write(chain()), timed=False).saturating == ()
 
@@ -328,9 +334,11 @@ def test_a_sum_that_cannot_overflow_is_exact_here(weights, bright):
 
 @needs_onnx
 @pytest.mark.skipif(this_target() != "x86-avx2", reason="this processor adds int8 products exactly")
-def test_a_sum_that_can_overflow_does_so_here():
+def test_a_sum_that_can_overflow_does_so_here_unless_the_session_asks_for_exact_ones():
     """64 products of 255 and 127: half of what they are."""
     made, layer = weighted(np.full((64, 1), 127, I8))
     assert can_saturate(made, layer)
-    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert session.run(None, {"x": np.full((1, 64), 255, U8)})[0].tolist() == [[32 * 32_767]]
+    content, bright = made.SerializeToString(), np.full((1, 64), 255, U8)
+    fast = open_model(content, SessionOptions(exact_sums=False)).run(bright)
+    assert fast.tolist() == [[32 * 32_767]]
+    assert open_model(content).run(bright).tolist() == [[64 * 255 * 127]]

@@ -214,6 +214,28 @@ def test_the_options_reach_onnx_runtime():
     default = ort_options(SessionOptions())
     assert default.get_session_config_entry(key) == "WeightBiasQuantization"
     assert default.intra_op_num_threads == 1
+    assert default.get_session_config_entry("session.x64quantprecision") == "1"
+    fast = ort_options(SessionOptions(exact_sums=False))
+    with pytest.raises(RuntimeError):  # it is not set
+        fast.get_session_config_entry("session.x64quantprecision")
+
+
+def test_what_stops_onnx_runtime_with_exact_sums_is_opened_with_fast_ones(monkeypatch):
+    asked = []
+
+    def once(options):
+        asked.append(options.exact_sums)
+        if options.exact_sums:
+            raise RuntimeError("Attempt to replace the existing tensor")
+        return ort_options(options)
+
+    monkeypatch.setattr("deploy.session.ort_options", once)
+    monkeypatch.setattr("deploy.session.this_target", lambda: "x86-avx2")
+    open_model(tiny_onnx.linear(np.eye(3)))
+    assert asked == [True, False]
+    monkeypatch.setattr("deploy.session.this_target", lambda: "arm64")
+    with pytest.raises(UserError, match="Attempt to replace"):
+        open_model(tiny_onnx.linear(np.eye(3)))
 
 
 def test_four_threads_a_core_are_allowed_and_one_more_is_not():

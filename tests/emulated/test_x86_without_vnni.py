@@ -1,10 +1,11 @@
-"""Int8 sums on an x86 with AVX2 and without VNNI saturate, unless the model is made for it.
+"""Fast int8 sums on an x86 with AVX2 and without VNNI saturate, unless the model is made for it.
 
 ``vpmaddubsw`` adds two products of a byte by a signed byte in 16 bits: 2 × 255 × 127 = 64,770 becomes
 32,767.
 """
 
 import json
+import zipfile
 
 import numpy as np
 import onnx
@@ -24,14 +25,17 @@ FEATURES = 64
 RUN = (
     "import sys, json, numpy as np; from pathlib import Path; "
     "from deploy.session import open_model; "
-    "print(json.dumps(open_model(Path(sys.argv[1])).run(np.load(sys.argv[2])).tolist()))"
+    "from deploy.record import SessionOptions; "
+    "options = SessionOptions(exact_sums=sys.argv[3] == 'exact'); "
+    "print(json.dumps(open_model(Path(sys.argv[1]), options).run(np.load(sys.argv[2])).tolist()))"
 )
 
 
-def run_on_haswell(model, x, folder):
+def run_on_haswell(model, x, folder, sums):
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     np.save(folder / "x.npy", x)
-    return np.array(json.loads(said_by(on_haswell("-c", RUN, folder / "m.onnx", folder / "x.npy"))))
+    said = said_by(on_haswell("-c", RUN, folder / "m.onnx", folder / "x.npy", sums))
+    return np.array(json.loads(said))
 
 
 def dense(weights):
@@ -61,7 +65,8 @@ def quantized_for(target, weights):
     return quantize_static(dense(weights), QuantizeStatic(target=target), task_with(steps()))
 
 
-def test_the_sum_of_64_products_saturates(tmp_path):
+@pytest.mark.parametrize(("sums", "expected"), [("fast", 1_048_544), ("exact", 2_072_640)])
+def test_the_sum_of_64_products_saturates_unless_exact_sums_are_asked_for(sums, expected, tmp_path):
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["x", "w"], ["sum"])],
         "graph",
@@ -70,43 +75,78 @@ def test_the_sum_of_64_products_saturates(tmp_path):
         [numpy_helper.from_array(np.full((FEATURES, 1), 127, np.int8), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    seen = run_on_haswell(model, np.full((1, FEATURES), 255, np.uint8), tmp_path)
-    assert seen.tolist() == [[1_048_544]]  # 32 × 32,767
-    assert FEATURES * 255 * 127 == 2_072_640
+    seen = run_on_haswell(model, np.full((1, FEATURES), 255, np.uint8), tmp_path, sums)
+    assert seen.tolist() == [[expected]]
+    assert (32 * 32_767, FEATURES * 255 * 127) == (1_048_544, 2_072_640)
+
+
+SATURATED = 16320 * 1_048_544 / 2_072_640
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [("x86-vnni", 16320 * 1_048_544 / 2_072_640), ("x86-avx2", 16320)]
+    ("target", "sums", "expected"),
+    [
+        ("x86-vnni", "fast", SATURATED),
+        ("x86-vnni", "exact", 16320),
+        ("arm64", "fast", SATURATED),
+        ("arm64", "exact", 16320),
+        ("x86-avx2", "fast", 16320),
+        ("x86-avx2", "exact", 16320),
+    ],
 )
-def test_a_model_is_right_there_only_if_it_was_quantized_for_it(target, expected, tmp_path):
+def test_fast_sums_are_right_there_only_if_the_model_was_quantized_for_it(
+    target, sums, expected, tmp_path
+):
     model = quantized_for(target, np.ones((FEATURES, 1)))
     x = np.full((1, FEATURES), 255, np.float32)
     assert open_model(dense(np.ones((FEATURES, 1))).SerializeToString()).run(x) == 16320
-    assert run_on_haswell(model, x, tmp_path) == pytest.approx(expected, rel=0.01)
+    assert run_on_haswell(model, x, tmp_path, sums) == pytest.approx(expected, rel=0.01)
 
 
-def selftest_on_haswell(model, x, folder):
+def bundled(model, x, folder):
     content = model.SerializeToString()
     (folder / "m.onnx").write_bytes(content)
     EvalSet(x=x, y=open_model(content).run(x).argmax(axis=1)).save(folder / "set.npz")
     bundle_model(folder / "m.onnx", folder / "set.npz", folder / "m.lship")
-    done = on_haswell("-m", "deploy", "selftest", folder / "m.lship", "--json")
+    return folder / "m.lship"
+
+
+def selftest_on_haswell(lship):
+    done = on_haswell("-m", "deploy", "selftest", lship, "--json")
     return json.loads(done.stdout), done.returncode
+
+
+def with_fast_sums(lship, to):
+    """Copy a bundle, but for its asking for exact sums."""
+    with zipfile.ZipFile(lship) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "manifest.json":
+                manifest = json.loads(content)
+                manifest["session"]["exact_sums"] = False
+                content = json.dumps(manifest).encode()
+            new.writestr(name, content)
+    return to
 
 
 # The brighter, the more the first class gains on the second, until both saturate.
 TWO = np.stack([np.full(FEATURES, 1.0), np.full(FEATURES, 0.7)], axis=1)
 
 
-@pytest.mark.parametrize(("target", "passes"), [("x86-vnni", False), ("x86-avx2", True)])
-def test_the_selftest_tells_a_bundle_that_saturates_from_one_that_does_not(
-    target, passes, tmp_path
-):
-    found, code = selftest_on_haswell(quantized_for(target, TWO), steps(), tmp_path)
-    assert (found["passed"], code) == (passes, 0 if passes else 1), found["sentence"]
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_a_bundle_answers_there_as_it_does_here(target, tmp_path):
+    lship = bundled(quantized_for(target, TWO), steps(), tmp_path)
+    found, code = selftest_on_haswell(lship)
+    assert (found["passed"], code) == (True, 0), found["sentence"]
+
+
+def test_the_selftest_tells_a_bundle_whose_sums_saturate(tmp_path):
+    lship = bundled(quantized_for("x86-vnni", TWO), steps(), tmp_path)
+    found, code = selftest_on_haswell(with_fast_sums(lship, tmp_path / "fast.lship"))
+    assert (found["passed"], code) == (False, 1), found["sentence"]
 
 
 def test_convolutions_quantized_for_it_are_right_too(tmp_path):
     model = quantize_static(network(), QuantizeStatic(target="x86-avx2"), task_with(images()))
-    found, _ = selftest_on_haswell(model, images(seed=2), tmp_path)
+    found, _ = selftest_on_haswell(bundled(model, images(seed=2), tmp_path))
     assert found["passed"], found["sentence"]
