@@ -40,6 +40,10 @@ _OLDEST_LITERT = "1.4"
 """What the extra asks for: the oldest that was tried; 1.0 does not load beside numpy 2."""
 
 
+class WeightsElsewhereError(UserError):
+    """A model keeps weights in another file, where none may be."""
+
+
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
     """What a model file needs.
@@ -196,7 +200,7 @@ def _require_inside(tensor: memoryview, seen: _Seen) -> None:
         if number != _TENSOR_EXTERNAL and (number != _TENSOR_LOCATION or value == 0):
             continue
         if seen.folder is None:
-            raise UserError(
+            raise WeightsElsewhereError(
                 "keeps weights in another file; save it as one file "
                 "(onnx.save_model with save_as_external_data=False)"
             )

@@ -17,7 +17,7 @@ from compress.data.task import Task
 from compress.networks.named_layers import named_layers
 from compress.prune.copied import require_built
 from compress.prune.cost import macs, parameters
-from compress.prune.criteria import Criterion, Scores, comparable, scores
+from compress.prune.criteria import Criterion, Scores, comparable, scores, without_scale
 from compress.prune.groups import Coupling, Group, Keep, couple, narrowed
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
@@ -258,7 +258,7 @@ def why_not_narrower(coupling: Coupling, name: str, step: PruneChannels) -> str 
 
 
 def check_channel_names(model: Any, step: PruneChannels) -> None:
-    """Raise a UserError if the step names layers that cannot be meant, or leaves nothing to prune.
+    """Raise a UserError if the step cannot be meant so, or leaves nothing to prune.
 
     Asked before a long training, of the untrained network.
     """
@@ -281,7 +281,13 @@ def _require_something(coupling: Coupling, step: PruneChannels) -> None:
     _require_widths(coupling, step)
     for group in coupling.groups:
         _asked_of(group, coupling, step)
-    if not any(_why_left_alone(group, step) is None for group in coupling.groups):
+    judged = [group for group in coupling.groups if _why_left_alone(group, step) is None]
+    if step.criterion == "batch_norm" and (bare := without_scale(coupling, judged)):
+        raise UserError(
+            f"criterion: batch_norm needs a BatchNormalization with a scale behind {', '.join(bare)}; "
+            "skip these layers or take another criterion"
+        )
+    if not judged:
         whys = {n: why_not_narrower(coupling, n, step) or "" for n in names}
         reasons = "; ".join(f"{name}: {why}" for name, why in whys.items())
         raise UserError(f"prune_channels: nothing is left to prune ({reasons})")
@@ -451,11 +457,14 @@ class _Chooser:
             return {group: self._rounded(group, share) for group in self.open}
         worth = comparable(self.worth, self.step.criterion)
         everywhere = np.concatenate([worth[group] for group in self.open] or [np.zeros(0)])
+        owners = np.repeat(np.arange(len(self.open)), [len(group.units) for group in self.open])
         total = round(share * sum(self.whole[group.layers] for group in self.open))
-        least = np.sort(everywhere)[::-1][: max(total, 1)].min(initial=np.inf)
+        # By their order, not by a threshold: units of the same worth would all be on one side of it.
+        staying = owners[np.argsort(-everywhere, kind="stable")[: max(total, 1)]]
+        counts = np.bincount(staying, minlength=len(self.open))
         return {
-            group: self._rounded(group, int((worth[group] >= least).sum()) / self._first(group))
-            for group in self.open
+            group: self._rounded(group, int(count) / self._first(group))
+            for group, count in zip(self.open, counts, strict=True)
         }
 
     def _first(self, group: Group) -> int:

@@ -32,7 +32,8 @@ class Cluster(Record, frozen=True, tag_field="kind", tag="cluster"):
     """Let the weights of every kernel share a few values, and train these.
 
     Han et al., "Deep Compression" (2016), section 3: k-means decides once which weights go together;
-    the fine-tuning moves what they share, by the mean of their gradients. BatchNorm is folded first,
+    the fine-tuning moves what they share. By the mean of their gradients, where the paper takes the sum:
+    the learning rate then does not hang on how many weights share a value. BatchNorm is folded first,
     because folded later it would give every channel values of its own.
     """
 

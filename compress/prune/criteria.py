@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +12,6 @@ from typing_extensions import assert_never
 from compress.data.task import Task
 from compress.prune.groups import Coupling, Group, Units, Wiring, calls_of, listed
 from compress.train.losses import keras_loss, loss_of, targets
-from deploy.errors import UserError
 
 Array = npt.NDArray[Any]
 Scores = dict[Group, npt.NDArray[np.float64]]
@@ -34,7 +33,7 @@ def scores(
 
     - ``l1``, ``l2``: the norm of its weights, the mean over layers. Li et al., "Pruning filters for
       efficient ConvNets" (2017), section 3.1.
-    - ``batch_norm``: the mean of its ``|gamma|``. Liu et al., "Learning efficient convolutional
+    - ``batch_norm``: the mean of its ``|gamma|``, 0 where there is none. Liu et al., "Learning efficient convolutional
       networks through network slimming" (2017), section 3.
     - ``taylor``: ``(sum of gradient × weight)²`` over the weights that read it, summed over batches:
       the square of how much the loss would change without it, to first order: the gate of Molchanov
@@ -54,9 +53,6 @@ def scores(
         task: gives training samples where they are needed.
         seed: of ``random``, and of which samples are looked at.
         samples: how many of them.
-
-    Raises:
-        UserError: if ``batch_norm`` is asked of layers without any.
     """
     match criterion:
         case "l1" | "l2":
@@ -114,18 +110,33 @@ def _by_distance(coupling: Coupling) -> Scores:
 
 
 def _by_batch_norm(coupling: Coupling) -> Scores:
-    total, count = np.zeros(coupling.count), np.zeros(coupling.count)
-    for wiring in coupling.wiring.values():
-        if "BatchNorm" in type(wiring.layer).__name__ and wiring.layer.scale:
-            np.add.at(total, wiring.gives, np.abs(wiring.layer.gamma.numpy()))
-            np.add.at(count, wiring.gives, 1)
-    bare = [name for g in coupling.groups if not count[g.units].all() for name in g.layers]
-    if bare:
-        raise UserError(
-            f"criterion: batch_norm needs a BatchNormalization with a scale behind {', '.join(bare)}; "
-            "skip these layers or take another criterion"
-        )
-    return {group: total[group.units] / count[group.units] for group in coupling.groups}
+    total = np.zeros(coupling.count)
+    for wiring in _scaling(coupling):
+        np.add.at(total, wiring.gives, np.abs(wiring.layer.gamma.numpy()))
+    count = _scales(coupling)
+    return {g: total[g.units] / np.maximum(count[g.units], 1) for g in coupling.groups}
+
+
+def without_scale(coupling: Coupling, groups: Sequence[Group]) -> list[str]:
+    """Return the layers of groups that no normalisation with a scale stands behind."""
+    count = _scales(coupling)
+    return [name for group in groups if not count[group.units].all() for name in group.layers]
+
+
+def _scales(coupling: Coupling) -> Array:
+    """Return how many normalisations scale each unit."""
+    count = np.zeros(coupling.count)
+    for wiring in _scaling(coupling):
+        np.add.at(count, wiring.gives, 1)
+    return count
+
+
+def _scaling(coupling: Coupling) -> list[Wiring]:
+    return [
+        wiring
+        for wiring in coupling.wiring.values()
+        if "BatchNorm" in type(wiring.layer).__name__ and wiring.layer.scale
+    ]
 
 
 def _by_activation(coupling: Coupling, x: Array) -> Scores:

@@ -217,6 +217,7 @@ def narrowed(
         if len(wiring.gives) and not keep[wiring.gives].any():
             raise ValueError(f"{name}: no channel is left")
         changes = wiring.narrowed_config(keep) | ({"use_bias": True} if name in more_bias else {})
+        changes |= _initializers_of_any_shape(layer)
         twin: Callable[..., Any] = copied(layer, name, **changes)
         made.append((wiring, twin))
         return twin
@@ -230,6 +231,17 @@ def narrowed(
             weights.append((bias + more).astype(np.float32))
         twin.set_weights(weights)
     return result
+
+
+def _initializers_of_any_shape(layer: Any) -> dict[str, str]:
+    """Return what takes the place of initializers that hold values of the shape that was."""
+    return {
+        key: "zeros"
+        for key, made in layer.get_config().items()
+        if key.endswith("_initializer")
+        and isinstance(made, dict)
+        and np.ndim(made.get("config", {}).get("value", 0)) > 0
+    }
 
 
 @dataclass(slots=True)

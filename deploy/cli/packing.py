@@ -26,12 +26,19 @@ def pack_command(model: Path, out: Path | None, sizes: bool, as_json: bool) -> N
     lightship pack pruned-int8.onnx --sizes
     """
     from deploy.bundle.container import write_whole
+    from deploy.needs import WeightsElsewhereError, graph_facts
     from deploy.packing.packed import is_packed, pack, unpack
     from deploy.packing.weigh import sizes_of
 
     content = _read(model)
     if is_packed(content):
         raise UserError(f"{model}: is packed already; unpack it with: lightship unpack {model}")
+    try:
+        graph_facts(content)
+    except WeightsElsewhereError as error:
+        raise UserError(f"{model}: {error}") from error
+    except UserError:
+        pass  # any bytes may be packed
     packed, place = pack(content), out or model.with_suffix(".lsp")
     if unpack(packed, str(model), len(content)) != content:
         raise AssertionError(f"{model}: packing lost something")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,14 @@ from deploy.packing.text import deflate_symbols, inflate_symbols
 
 Values = npt.NDArray[Any]
 """Elements as unsigned whole numbers of 1, 2, 4 or 8 bytes, little-endian, one axis."""
+
+
+class Before(Protocol):
+    """The tensors that come before one, which it may be told by."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Values: ...
+
 
 _DEEPEST = 4
 _GAPS = (63, 255, 1023)
@@ -171,7 +179,7 @@ def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: 
 
 
 def read_values(  # noqa: C901  # one case a coding
-    reader: Reader, count: int, width: int, before: Sequence[Values] = (), depth: int = 0
+    reader: Reader, count: int, width: int, before: Before = (), depth: int = 0
 ) -> Values:
     """Return values as ``best_plan`` wrote them.
 
@@ -416,7 +424,7 @@ def _times(values: Values, factor: npt.NDArray[np.float32]) -> Values:
         return (values.view("<f4") * factor).astype("<f4").view("<u4")
 
 
-def _referred(reader: Reader, before: Sequence[Values]) -> Values:
+def _referred(reader: Reader, before: Before) -> Values:
     index = reader.number()
     if index >= len(before):
         raise ValueError(f"refers to tensor {index} of {len(before)}")

@@ -22,6 +22,8 @@ Symbols = npt.NDArray[np.uint16]
 LOWEST = 1 << 16
 """Where a state begins; below it, a lane takes another word."""
 _TOTAL = 1 << PRECISION
+MOST_ROWS = 1 << 18
+"""The most symbols that each lane may hold of runs. They may cost next to no bits, but cost time."""
 _SYMBOLS_AT_ONCE = 1 << 18
 _FEW = 16
 """Rows of so many symbols, or fewer, are decoded faster one by one."""
@@ -85,6 +87,7 @@ class Decoder:
         self._state = np.frombuffer(data, "<u4", lanes).astype(np.int64)
         self._words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
         self._place = 0
+        self._left = lanes * MOST_ROWS
         if (self._state < LOWEST).any():
             raise ValueError("a lane begins below its range")
 
@@ -92,10 +95,13 @@ class Decoder:
         """Return the next ``count`` symbols.
 
         Raises:
-            ValueError: if the words end before.
+            ValueError: if the words end before, or the lanes may not hold so many.
         """
         if len(table.frequencies) == 1:
             return np.zeros(count, np.uint16)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it says more symbols than its lanes may hold")
         symbols = np.empty(count, np.uint16)
         lanes = len(self._state)
         few = min(count, lanes) <= _FEW

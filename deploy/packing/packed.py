@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
 
 from deploy.errors import UserError
 from deploy.packing.codings import Reader, Values, Writer, best_plan, read_values
-from deploy.packing.lanes import Decoder
+from deploy.packing.lanes import MOST_ROWS, Decoder
 from deploy.packing.payloads import Payload, payloads
 from deploy.packing.text import deflate, inflate
 
@@ -153,7 +154,7 @@ def _values(model: bytes, payload: Payload) -> Values:
 def _filled(text: bytes, size: int, found: Iterator[Payload], reader: Reader) -> bytearray:
     """Return a model: its text, with the weights read into it where they belong."""
     model = bytearray(size)
-    known: list[Values] = []
+    known = _Known(model)
     place = taken = 0
     for payload in found:
         between = text[taken : taken + payload.start - place]
@@ -162,12 +163,30 @@ def _filled(text: bytes, size: int, found: Iterator[Payload], reader: Reader) ->
         place = payload.start + payload.size
         count = payload.size // payload.width
         values = read_values(reader, count, payload.width, known)
-        known.append(values)
         model[payload.start : place] = values.tobytes()
+        known.add(payload)
     if len(text) - taken != size - place:
         raise ValueError("its text is not as long as it says")
     model[place:] = text[taken:]
     return model
+
+
+class _Known:
+    """The weights that have been read, as they lie in the model: no copies of them are kept."""
+
+    def __init__(self, model: bytearray) -> None:
+        self._model = model
+        self._places = array("Q")
+
+    def add(self, payload: Payload) -> None:
+        self._places.extend((payload.start, payload.size, payload.width))
+
+    def __len__(self) -> int:
+        return len(self._places) // 3
+
+    def __getitem__(self, index: int) -> Values:
+        start, size, width = self._places[3 * index : 3 * index + 3]
+        return np.frombuffer(self._model, f"<u{width}", size // width, start)
 
 
 def _between(model: bytes, found: list[Payload]) -> Iterator[bytes]:
@@ -188,7 +207,8 @@ def _lanes(bits: float, writer: Writer) -> int:
         (int(bits / 8) - writer.deflated_bytes) // _BYTES_A_LANE, writer.encoder.symbols // _ROWS
     )
     least = min(max(by_size, _LEAST_LANES), _DIGEST_BYTES // 2)
-    return min(max(by_need, least), _MOST_LANES)
+    by_time = -(-writer.encoder.symbols // MOST_ROWS)
+    return min(max(by_need, by_time, least), _MOST_LANES)
 
 
 def _varint(value: int) -> bytes:

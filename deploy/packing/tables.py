@@ -87,12 +87,17 @@ def geometric(step: int, symbols: int) -> Table:
         step: a success has the probability 2^(−(step + 1) / 16).
         symbols: how many there are, the last included.
     """
+    return from_weights(_geometric_weights(step, symbols))
+
+
+@lru_cache(maxsize=512)  # as many as packing tries again and again; they are small, unlike tables
+def _geometric_weights(step: int, symbols: int) -> npt.NDArray[np.int64]:
     success = _POWERS[(step + 1) % 16] >> ((step + 1) // 16) or 1
     weights, left = [], 1 << 40
     for _ in range(symbols - 1):
         weights.append((left * success >> 16) + 1)  # each can come, however unlikely
         left -= left * success >> 16
-    return from_weights([*weights, left + 1])
+    return np.array([*weights, left + 1], np.int64)
 
 
 def weight_of(level: int, fineness: int) -> int:

@@ -6,6 +6,8 @@ import tf_keras
 from click.testing import CliRunner
 
 from compress.cli import cli
+from compress.cli.channels import prune_channels_command
+from compress.prune.criteria import CRITERIA
 from deploy.record import read_record
 
 
@@ -82,3 +84,8 @@ def test_what_cannot_be_meant_is_one_line_and_writes_nothing(words, says, folder
     assert last.startswith("error: ")
     assert says in last
     assert not out.exists()
+
+
+def test_the_command_offers_every_criterion():
+    (option,) = [o for o in prune_channels_command.params if o.name == "criterion"]
+    assert tuple(option.type.choices) == CRITERIA

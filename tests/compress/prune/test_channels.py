@@ -199,6 +199,55 @@ def test_a_global_ranking_takes_where_least_is_lost(tiny_task):
     assert np.abs(left).sum(axis=(0, 1, 2)).min() > 0.1  # the three that weigh something
 
 
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("keep_ratio", [0.9, 0.8, 0.7])
+def test_a_global_ranking_takes_as_many_channels_as_asked_where_several_are_worth_nothing(
+    keep_ratio, tiny_task
+):
+    model = network()
+    for name, dead in (("conv2", 8), ("dense1", 10)):
+        kernel, bias = model.get_layer(name).get_weights()
+        kernel[..., :dead] = 0
+        model.get_layer(name).set_weights([kernel, bias])
+    left = widths(
+        pruned(tiny_task, step(KeepRatio(keep_ratio=keep_ratio), ranking="global"), model)
+    )
+    assert left["conv1"] == 8
+    assert left["conv1"] + left["conv2"] + left["dense1"] == round(keep_ratio * (8 + 16 + 20))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_layer_that_begins_with_stored_values_can_be_narrowed(tiny_task):
+    values = np.arange(24.0).reshape(8, 3)[:, :3].tolist()
+    model = tf_keras.Sequential([
+        layers.Input((8, 8, 1)), layers.Conv2D(8, 3, name="conv"), layers.GlobalMaxPooling2D(),
+        layers.Dense(3, kernel_initializer=tf_keras.initializers.Constant(values)),
+    ])  # fmt: skip
+    made = pruned(tiny_task, step(KeepRatio(keep_ratio=0.5)), model)
+    assert made.layers[-1].get_weights()[0].shape == (4, 3)
+
+
+def test_a_scale_is_asked_only_of_layers_that_may_lose_channels():
+    asked = {"criterion": "batch_norm", "target": KeepRatio(keep_ratio=0.5)}
+    model = tf_keras.Sequential([
+        layers.Input((8, 8, 1)), layers.Conv2D(4, 3, name="first"), layers.BatchNormalization(),
+        layers.Conv2D(4, 3, name="bare"), layers.Flatten(), layers.Dense(3),
+    ])  # fmt: skip
+    with pytest.raises(UserError, match=r"batch_norm needs a BatchNormalization .* behind bare;"):
+        check_channel_names(model, step(**asked))
+    check_channel_names(model, step(**asked, skip=("bare",)))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_what_is_skipped_needs_no_scale(tiny_task):
+    model = tf_keras.Sequential([
+        layers.Input((8, 8, 1)), layers.Conv2D(4, 3, name="conv1"), layers.BatchNormalization(),
+        layers.Conv2D(4, 3, name="conv2"), layers.Flatten(), layers.Dense(3),
+    ])  # fmt: skip
+    asked = step(KeepRatio(keep_ratio=0.5), criterion="batch_norm", skip=("conv2",))
+    assert widths(pruned(tiny_task, asked, model)) == {"conv1": 2, "conv2": 4}
+
+
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [

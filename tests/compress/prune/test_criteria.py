@@ -10,7 +10,6 @@ from tf_keras import layers
 from compress.data.task import Split
 from compress.prune.criteria import CRITERIA, comparable, scores
 from compress.prune.groups import couple, narrowed
-from deploy.errors import UserError
 
 
 def network():
@@ -71,11 +70,26 @@ def test_channels_that_go_together_are_judged_together(tiny_task):
     assert np.allclose(worth(model, "l2", tiny_task), [2, 4])
 
 
-def test_a_scale_is_asked_of_layers_that_have_one(tiny_task):
+def test_the_scale_of_a_normalisation_is_what_its_channels_are_worth(tiny_task):
     model = tf_keras.Sequential([layers.Input((8, 8, 1)), layers.Conv2D(3, 1, name="first"),
-                                 layers.GlobalAveragePooling2D(), layers.Dense(3)])  # fmt: skip
-    with pytest.raises(UserError, match=r"batch_norm needs a BatchNormalization .* behind first"):
-        worth(model, "batch_norm", tiny_task)
+                                 layers.BatchNormalization(), layers.GlobalAveragePooling2D(),
+                                 layers.Dense(3)])  # fmt: skip
+    _, *others = model.layers[1].get_weights()
+    model.layers[1].set_weights([np.array([0.5, -2.0, 1.0]), *others])
+    assert np.allclose(worth(model, "batch_norm", tiny_task), [0.5, 2, 1])
+
+
+def test_an_activation_is_what_is_read_of_a_channel_over_all_places_and_samples(tiny_task):
+    """The first channel is the sample itself, the second −3 everywhere, cut off; the third twice it."""
+    model = tf_keras.Sequential([layers.Input((8, 8, 1)),
+                                 layers.Conv2D(3, 1, activation="relu", name="first"),
+                                 layers.Flatten(), layers.Dense(3)])  # fmt: skip
+    model.layers[0].set_weights([np.array([[[[1.0, 0.0, 2.0]]]]), np.array([0.0, -3.0, 0.0])])
+    first, second, third = worth(model, "activation", tiny_task)
+    x = np.maximum(np.asarray(tiny_task.train.x, np.float64), 0)
+    assert second == 0
+    assert third == pytest.approx(2 * first)
+    assert x.min() <= first <= x.max()
 
 
 def test_norms_are_compared_between_groups_as_shares_of_their_mean(tiny_task):

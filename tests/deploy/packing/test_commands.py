@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from deploy.cli import cli
@@ -48,6 +49,18 @@ def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path):
         assert told.output.startswith("error: ")
         assert told.output.count("\n") == 1
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_model_whose_weights_lie_in_another_file_is_not_packed_without_them(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="a device has no onnx to write such a file with")
+    model, weights = onnx.load_from_string(model_of(np.ones(64, np.float32))), tmp_path / "w.bin"
+    place = tmp_path / "model.onnx"
+    onnx.save(model, place, save_as_external_data=True, location=weights.name, size_threshold=0)
+    assert weights.exists()
+    told = run("pack", place)
+    assert (told.exit_code, told.output.count("\n")) == (2, 1)
+    assert f"{place}: keeps weights in another file; save it as one file" in told.output
+    assert not (tmp_path / "model.lsp").exists()
 
 
 def test_the_script_fails_where_another_packer_is_better(tmp_path):

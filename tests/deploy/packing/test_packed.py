@@ -15,8 +15,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.packing.codings import Coding, Reader, Writer, best_plan, read_values
-from deploy.packing.lanes import Decoder, Encoder
-from deploy.packing.packed import MAGIC, PackingError, is_packed, pack, parts_of, unpack
+from deploy.packing.lanes import MOST_ROWS, Decoder, Encoder
+from deploy.packing.packed import (
+    MAGIC,
+    PackingError,
+    _lanes,
+    is_packed,
+    pack,
+    parts_of,
+    unpack,
+)
 from deploy.packing.tables import from_weights, geometric, most_levels, uniform
 from deploy.packing.text import deflate_symbols, dictionary
 from deploy.packing.weigh import entropy_bits, sizes_of
@@ -172,10 +180,11 @@ def with_symbols(data):
     return by_hand(model, writer)
 
 
-def by_hand(model, writer, lanes=4, form=0):
+def by_hand(model, writer, lanes=4, form=0, digest=None):
     """Return a packed file of a model whose weights are what was written."""
     text = b"" if form == 2 else parts_of(model)[0]
-    digest = np.frombuffer(hashlib.sha256(model).digest()[: 2 * lanes], "<u2")
+    if digest is None:
+        digest = np.frombuffer(hashlib.sha256(model).digest()[: 2 * lanes], "<u2")
     sizes = [*varint(len(model)), *varint(len(text)), *varint(len(writer.raw)), *varint(lanes)]
     head = MAGIC + bytes([2, form, *sizes])
     return head + text + bytes(writer.raw) + writer.encoder.finish(digest, lanes)
@@ -382,6 +391,51 @@ def test_a_hostile_file_takes_eight_times_the_size_that_it_says_at_most(write, w
         tracemalloc.stop()
 
 
+def test_many_small_tensors_take_no_more_than_that():
+    count = 20_000
+    model = model_of(*drawn().integers(0, 256, (count, 32), dtype=np.uint8))
+    writer = Writer()
+    for _ in range(count):
+        writer.nibble(Coding.RAW)
+    writer.raw += b"".join(drawn().integers(0, 256, (count, 32), dtype=np.uint8))
+    data = by_hand(model, writer, 16)
+    tracemalloc.start()
+    try:
+        assert unpack(data, "here") == model
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(model)
+    finally:
+        tracemalloc.stop()
+
+
+def run_of(symbols, lanes):
+    """Return a packed file of bytes that are nearly all 0, in lanes, and those bytes."""
+    model = bytes(symbols - 1) + b"\1"
+    writer = Writer()
+    writer.nibble(Coding.RANGE)
+    writer.number(0)
+    writer.number(1)
+    writer.nibble(0)  # a geometric table
+    writer.encoder.put(np.array([0]), uniform(256))
+    writer.encoder.put(np.frombuffer(model, np.uint8), geometric(0, 2))
+    return by_hand(model, writer, lanes, form=2), model
+
+
+def test_a_lane_holds_no_more_symbols_than_can_be_decoded_in_a_while():
+    """They may cost next to no bits: a file of some bytes would be decoded for half an hour."""
+    data, model = run_of(4 * MOST_ROWS, lanes=4)
+    assert unpack(data, "here") == model
+    data, _ = run_of(4 * MOST_ROWS + 1, lanes=4)
+    with pytest.raises(PackingError, match="more symbols than its lanes may hold"):
+        unpack(data, "here")
+
+
+def test_what_is_packed_never_holds_more_than_that():
+    writer = Writer()
+    for _ in range(3):
+        writer.encoder.put(np.zeros(3 * MOST_ROWS, np.uint8), uniform(2))
+    assert _lanes(100.0, writer) * MOST_ROWS >= 9 * MOST_ROWS
+
+
 def test_others_are_taken_where_they_are_less_than_three_quarters_and_only_there():
     for count in range(4, 40):
         limit = (3 * count + 3) // 4  # the least that is not less
@@ -438,9 +492,18 @@ def test_an_error_names_what_is_wrong(data, why):
         unpack(data, "here")
 
 
-def test_the_digest_of_a_large_model_is_a_whole_sha256():
-    model = model_of(KINDS["int8"])
-    packed = pack(model)
-    lanes = len(packed) // 512
-    assert lanes >= 16
-    assert hashlib.sha256(model).digest() not in packed  # it is in the states, at no cost
+@pytest.mark.parametrize("place", range(16))
+def test_every_word_of_the_digest_of_a_large_model_is_compared(place):
+    model = KINDS["int8"].tobytes()
+    writer = Writer()
+    best_plan(np.frombuffer(model, np.uint8), "int").write(writer)
+    assert unpack(by_hand(model, writer, 16, form=2), "here") == model
+    digest = np.frombuffer(hashlib.sha256(model).digest(), "<u2").copy()
+    digest[place] ^= 1
+    data = by_hand(model, writer, 16, form=2, digest=digest)
+    with pytest.raises(PackingError, match="what it unpacks to is not what was packed"):
+        unpack(data, "here")
+
+
+def test_so_many_lanes_as_the_digest_needs_are_there_where_a_model_is_large():
+    assert _lanes(8 * 512 * 20, Writer()) >= 16
