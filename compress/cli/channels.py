@@ -38,7 +38,7 @@ from deploy.errors import UserError
     type=click.Choice(
         ["l1", "l2", "batch_norm", "taylor", "activation", "geometric_median", "random"]
     ),
-    default="l2",
+    default="taylor",
     show_default=True,
     help="What tells the channels that go.",
 )

@@ -88,7 +88,7 @@ class PruneChannels(Record, frozen=True, tag_field="kind", tag="prune_channels")
     """How the model trains after each round."""
     target: Target | None = None
     """How much is left; None leaves all layers alone for which nothing else says it."""
-    criterion: Criterion = "l2"
+    criterion: Criterion = "taylor"
     """What tells the channels that go; ``random`` is the control."""
     ranking: Literal["local", "global"] = "local"
     """``local`` takes the same share of every group of layers, ``global`` whatever is worth least

@@ -193,7 +193,9 @@ def test_a_global_ranking_takes_where_least_is_lost(tiny_task):
     kernel, bias = model.get_layer("conv2").get_weights()
     kernel[..., 3:] *= 1e-3
     model.get_layer("conv2").set_weights([kernel, bias])
-    made = pruned(tiny_task, step(KeepRatio(keep_ratio=0.7), ranking="global"), model)
+    made = pruned(
+        tiny_task, step(KeepRatio(keep_ratio=0.7), criterion="l2", ranking="global"), model
+    )
     assert widths(made)["conv2"] == 3
     left = made.get_layer("conv2").get_weights()[0]
     assert np.abs(left).sum(axis=(0, 1, 2)).min() > 0.1  # the three that weigh something
