@@ -45,6 +45,9 @@ _GAPS = (63, 255, 1023)
 _GAPS_AT_ONCE = 1 << 16
 _DEFLATED, _DEFLATED_SINCE = 4, 2
 """In the place of a table: the symbols are deflated; and the version since when they may be."""
+_INT_ORDER, _FLOAT_ORDER, _PLAIN_ORDER = range(3)
+"""Of the bits of elements that are cut into bytes; see ``_turned``."""
+_PLAIN_SINCE = 2
 _LEAST_DEFLATED, _MANY = 256, 1 << 16
 _PATIENCE = 1 + 1 / 64
 """zlib decodes symbols many times as fast as lanes that are few, so that what it makes may be a little
@@ -83,11 +86,16 @@ class Writer:
         self.raw = bytearray()
         self.deflated_bytes = 0
         """How many of the raw bytes are symbols that were deflated."""
+        self.plain_planes = False
+        """Whether elements were cut into bytes as they are."""
 
     @property
     def version(self) -> int:
         """The lowest version of the format that has all that was written."""
-        return _DEFLATED_SINCE if self.deflated_bytes else 1
+        return max(
+            _DEFLATED_SINCE if self.deflated_bytes else 1,
+            _PLAIN_SINCE if self.plain_planes else 1,
+        )
 
     def number(self, value: int) -> None:
         """Write a number, 7 bits a symbol."""
@@ -172,7 +180,7 @@ def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: 
         if _is_sparse(int(counts.max()), len(values)):
             plans.append(_sparse(values, found[counts.argmax()], kind, depth))
         if width > 1:
-            plans.append(_planes(values, kind, depth))
+            plans += [_planes(values, order, depth) for order in _orders(kind)]
     if kind == "float" and width == 4:
         plans += _products(values, before)
     return min(plans, key=lambda plan: plan.bits)
@@ -338,8 +346,17 @@ def _places(symbols: npt.NDArray[Any], most: int, count: int) -> npt.NDArray[np.
     return there
 
 
-def _planes(values: Values, kind: Kind, depth: int) -> Plan:
-    turned = _turned(values, kind)
+def _orders(kind: Kind) -> tuple[int, ...]:
+    """Return the orders of bits that are tried.
+
+    Where small floats were pruned, what is left hangs on exponent and mantissa together, and bytes as
+    they are take the last bit of the one beside the first of the other.
+    """
+    return (_FLOAT_ORDER, _PLAIN_ORDER) if kind == "float" else (_INT_ORDER,)
+
+
+def _planes(values: Values, order: int, depth: int) -> Plan:
+    turned = _turned(values, order)
     width = values.itemsize
     parts = turned.view(np.uint8).reshape(-1, width)
     plans = [
@@ -348,7 +365,8 @@ def _planes(values: Values, kind: Kind, depth: int) -> Plan:
 
     def write(writer: Writer) -> None:
         writer.nibble(Coding.PLANES)
-        writer.nibble(kind == "float")
+        writer.nibble(order)
+        writer.plain_planes |= order == _PLAIN_ORDER
         for plan in plans:
             plan.write(writer)
 
@@ -356,27 +374,33 @@ def _planes(values: Values, kind: Kind, depth: int) -> Plan:
 
 
 def _read_planes(reader: Reader, count: int, width: int, depth: int) -> Values:
-    kind: Kind = "float" if reader.nibble() else "int"
+    order = reader.nibble()
+    if order > _PLAIN_ORDER or (order == _PLAIN_ORDER and reader.version < _PLAIN_SINCE):
+        raise ValueError(f"planes in an order {order}")
     parts = np.empty((count, width), np.uint8)
     for plane in range(width):
         parts[:, plane] = read_values(reader, count, 1, depth=depth + 1)
-    return _turned_back(parts.reshape(-1).view(f"<u{width}"), kind)
+    return _turned_back(parts.reshape(-1).view(f"<u{width}"), order)
 
 
-def _turned(values: Values, kind: Kind) -> Values:
+def _turned(values: Values, order: int) -> Values:
     """Put the sign last, so that what small numbers have in common fills whole bytes.
 
     A float keeps its bits but for the sign; of a whole number, −1, 1, −2 become 1, 2, 3.
     """
+    if order == _PLAIN_ORDER:
+        return values
     top = values >> (8 * values.itemsize - 1)
-    if kind == "float":
+    if order == _FLOAT_ORDER:
         return values << 1 | top
     return values << 1 ^ (0 - top)
 
 
-def _turned_back(values: Values, kind: Kind) -> Values:
+def _turned_back(values: Values, order: int) -> Values:
+    if order == _PLAIN_ORDER:
+        return values
     last = values & 1
-    if kind == "float":
+    if order == _FLOAT_ORDER:
         return values >> 1 | last << (8 * values.itemsize - 1)
     return values >> 1 ^ (0 - last)
 

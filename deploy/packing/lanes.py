@@ -120,7 +120,21 @@ class Decoder:
         Raises:
             ValueError: if the words end before.
         """
-        return self._one_by_one(1, table)[0] if len(table.frequencies) > 1 else 0
+        if len(table.frequencies) == 1:
+            return 0
+        ends, frequencies = table.by_symbol
+        state = int(self._state[0])
+        slot = state & _TOTAL - 1
+        symbol = bisect_right(ends, slot)
+        frequency = frequencies[symbol]
+        state = frequency * (state >> PRECISION) + slot - ends[symbol] + frequency
+        if state < LOWEST:
+            if self._place == len(self._words):
+                raise ValueError(_CUT_OFF)
+            state = state << 16 | int(self._words[self._place])
+            self._place += 1
+        self._state[0] = state
+        return symbol
 
     def _one_by_one(self, count: int, table: Table) -> list[int]:
         """Decode in plain numbers: for rows that are shorter than what a call of numpy takes."""

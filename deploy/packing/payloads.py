@@ -98,7 +98,7 @@ class _Walk:
             size = self._size(wire)
             if self.place + self._ahead + size > end:
                 raise ValueError(f"a field of {size:,} bytes where {end - self._whole:,} are left")
-            inside = messages.get(field) if wire == _BYTES else None
+            inside = messages.get(field) if wire == _BYTES and size > LEAST_BYTES else None
             if inside is not None:
                 yield from self.message(inside, self._whole + size, depth + 1)
             elif kind == _TENSOR and wire == _BYTES:
@@ -131,6 +131,9 @@ class _Walk:
         raise ValueError(f"wire type {wire} at byte {self.place:,} of its text")
 
     def _varint(self) -> int:
+        if self.place < len(self._text) and (byte := self._text[self.place]) < 0x80:
+            self.place += 1  # most of them
+            return byte
         value = 0
         for shift in range(0, 70, 7):
             try:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploy.packing.codings import Coding, Reader, Writer, best_plan, read_values
+from deploy.packing.codings import Coding, Reader, Writer, _planes, best_plan, read_values
 from deploy.packing.lanes import MOST_ROWS, Decoder, Encoder
 from deploy.packing.packed import (
     MAGIC,
@@ -507,3 +507,33 @@ def test_every_word_of_the_digest_of_a_large_model_is_compared(place):
 
 def test_so_many_lanes_as_the_digest_needs_are_there_where_a_model_is_large():
     assert _lanes(8 * 512 * 20, Writer()) >= 16
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_elements_that_are_cut_into_bytes_come_back_in_every_order_of_their_bits(order):
+    weights = drawn().normal(size=50).astype(np.float32)
+    model = model_of(weights)
+    writer = Writer()
+    _planes(weights.view("<u4"), order, 0).write(writer)
+    data = by_hand(model, writer)
+    assert writer.version == (2 if order == 2 else 1)
+    assert unpack(data, "here") == model
+    if order == 2:
+        with pytest.raises(PackingError, match="planes in an order 2"):
+            unpack(data[:3] + b"\x01" + data[4:], "here")
+
+
+def test_planes_in_an_order_that_there_is_not_are_refused():
+    writer = Writer()
+    writer.nibble(Coding.PLANES)
+    writer.nibble(3)
+    with pytest.raises(PackingError, match="planes in an order 3"):
+        unpack(by_hand(model_of(np.ones(50, np.float32)), writer), "here")
+
+
+def test_what_pruning_left_is_within_three_percent_of_its_entropy():
+    """Small weights of which the smaller are gone: exponent and mantissa hang together."""
+    weights = drawn().normal(0, 0.0125, 400_000).astype(np.float32)
+    weights[np.abs(weights) < 0.02] = 0
+    model = model_of(weights)
+    assert len(pack(model)) < 1.03 * sizes_of(model).bound_bytes
