@@ -349,8 +349,8 @@ def _places(symbols: npt.NDArray[Any], most: int, count: int) -> npt.NDArray[np.
 def _orders(kind: Kind) -> tuple[int, ...]:
     """Return the orders of bits that are tried.
 
-    Where small floats were pruned, what is left hangs on exponent and mantissa together, and bytes as
-    they are take the last bit of the one beside the first of the other.
+    Bytes as they are hold the last bit of the exponent beside the first of the mantissa: where small
+    floats were pruned, what is left are few binades, and the one says much of the other.
     """
     return (_FLOAT_ORDER, _PLAIN_ORDER) if kind == "float" else (_INT_ORDER,)
 
