@@ -50,8 +50,8 @@ _INT_ORDER, _FLOAT_ORDER, _PLAIN_ORDER = range(3)
 _PLAIN_SINCE = 2
 _LEAST_DEFLATED, _MANY = 256, 1 << 16
 _PATIENCE = 1 + 1 / 64
-"""zlib decodes symbols many times as fast as lanes that are few, so that what it makes may be a little
-longer. Lanes themselves take three bytes of 512. Where there are many symbols, there are many lanes."""
+"""How much longer may be what is decoded many times as fast: symbols by zlib where lanes are few, and
+few symbols in place of many. Lanes themselves take three bytes of 384. Where there are many symbols, there are many lanes."""
 _FINENESSES = (0, 1, 2)
 _DELTA_STEPS = (6, 14, 22, 34)
 """How likely it is that the level of a symbol is that of the one before: steps of ``geometric``."""
@@ -176,14 +176,21 @@ def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: 
         plans.append(_range(values, int(found[0]), int(found[-1])))
     elif len(found) <= min(MOST_SYMBOLS, len(values) // 2):
         plans.append(_codebook(values, found, counts))
+    sparse = None
     if depth < _DEEPEST:
         if _is_sparse(int(counts.max()), len(values)):
-            plans.append(_sparse(values, found[counts.argmax()], kind, depth))
+            sparse = _sparse(values, found[counts.argmax()], kind, depth)
+            plans.append(sparse)
         if width > 1:
             plans += [_planes(values, order, depth) for order in _orders(kind)]
     if kind == "float" and width == 4:
         plans += _products(values, before)
-    return min(plans, key=lambda plan: plan.bits)
+    shortest = min(plans, key=lambda plan: plan.bits)
+    # Of a tensor that is mostly zeros, gaps are a fraction of the symbols, and of the time.
+    mostly = 4 * int(counts.max()) > 3 * len(values)
+    if sparse is not None and mostly and sparse.bits < _PATIENCE * shortest.bits:
+        return sparse
+    return shortest
 
 
 def read_values(  # noqa: C901  # one case a coding
