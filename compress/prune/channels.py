@@ -287,8 +287,8 @@ def _require_something(coupling: Coupling, step: PruneChannels) -> None:
             f"criterion: batch_norm needs a BatchNormalization with a scale behind {', '.join(bare)}; "
             "skip these layers or take another criterion"
         )
-    if not judged:
-        whys = {n: why_not_narrower(coupling, n, step) or "" for n in names}
+    if all(_asked_of(group, coupling, step) == 1 for group in judged):
+        whys = {n: why_not_narrower(coupling, n, step) or "keeps its channels" for n in names}
         reasons = "; ".join(f"{name}: {why}" for name, why in whys.items())
         raise UserError(f"prune_channels: nothing is left to prune ({reasons})")
 

@@ -17,6 +17,7 @@ from typing_extensions import assert_never
 from compress.data.task import Task
 from compress.networks.named_layers import named_layers
 from compress.networks.rewire import copied, rewired
+from compress.prune.copied import require_built
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError
@@ -121,8 +122,7 @@ def low_rank(
         UserError: if a name fits no layer, no layer is left to split, the latency cannot be
             reached, or the fine-tuning fails (see ``fit``).
     """
-    if not model.built:
-        raise UserError(f"model: '{model.name}' has no known input shape; begin it with an Input")
+    require_built(model)
     check_low_rank_names(model, step)
     if isinstance(step.by, BySpeed):
         if measure is None:

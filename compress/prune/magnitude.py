@@ -218,7 +218,7 @@ def magnitude_prune(
     or that lies in a model inside the model, is pruned like any other.
 
     Args:
-        model: a functional or Sequential tf-keras classifier that ends in a softmax.
+        model: a functional or Sequential tf-keras model that was trained.
         step: what to prune and how.
         task: what to fine-tune on.
         seed: of the fine-tuning.

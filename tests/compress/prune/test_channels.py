@@ -259,12 +259,16 @@ def test_what_is_skipped_needs_no_scale(tiny_task):
         ({"layer_widths": {"conv1": 9}}, "layer_widths: 'conv1' has 8 channels, got 9"),
         ({"per_layer": {"conv1": 0.5, "conv3": 0.25}}, "'conv1', 'conv3' go together"),
         ({"skip": ("*",)}, r"nothing is left to prune \(.*conv2: skipped"),
+        (
+            {"target": None, "layer_widths": {"conv1": 8, "conv2": 16}},
+            r"nothing is left to prune \(conv1: keeps its channels; .*dense1: nothing is asked of it",
+        ),
         ({"widths": WidthsFrom(table="none.json")}, r"none\.json: cannot be read"),
     ],
 )
 def test_a_step_that_does_not_fit_the_network_is_refused_before_training(fields, complaint):
     with pytest.raises(UserError, match=complaint):
-        check_channel_names(network(), step(KeepRatio(keep_ratio=0.5), **fields))
+        check_channel_names(network(), step(**{"target": KeepRatio(keep_ratio=0.5)} | fields))
 
 
 @pytest.mark.parametrize(
