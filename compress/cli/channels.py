@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from compress.cli.asked import checked, fit_asked, task_asked
+from compress.cli.asked import checked, distill_asked, fit_asked, task_asked, teacher_asked
 from compress.cli.one_step import description, resumable, say_done, watching
 from compress.cli.options import (
     data_options,
     fit_options,
     living_options,
     out_option,
+    teacher_options,
     trust_option,
 )
 from deploy.cli.options import FILE, json_option
@@ -51,6 +52,7 @@ from deploy.errors import UserError
     help="With --widths: what the device will compute in.  [default: float32]",
 )
 @click.option("--rounds", type=int, default=1, show_default=True, help="Prune and train so often.")
+@teacher_options
 @trust_option
 @fit_options
 @living_options
@@ -88,6 +90,7 @@ def prune_channels_command(
         "multiple_of": multiple_of,
         "rounds": rounds,
         "fine_tune": fit_asked(options),
+        **distill_asked(options),
     }
     step = checked({"kind": "prune_channels", **asked}, PruneChannels)
     _carry_out(model, step, out, trust_code=trust_code, as_json=as_json, options=options)
@@ -138,6 +141,8 @@ def _carry_out(
     require_place(out, suffix=".keras", other_than=model)
     task, seed = task_asked(options, like=model), options["seed"]
     original = load_keras(model, trust_code=trust_code)
+    asked = {"teacher": None, **options}
+    teacher = teacher_asked(asked, original, trust_code=trust_code)
     epochs = epochs_of(step)
     living = options if epochs else {**options, "restart": False, "tensorboard": None}
     with resumable(out, step, living) as files, watching(out, epochs=epochs) as watcher:
@@ -146,11 +151,11 @@ def _carry_out(
             step,
             task,
             seed=seed,
-            teacher=original,
+            teacher=teacher,
             on_epoch=watcher.epoch_ended,
             files=files,
         )
-        about = description(task, step, parent=model)
+        about = description(task, step, parent=model, teacher=asked["teacher"])
         notes = reasons_left_alone(original, step, made)
         artifact = save_keras(made, out, about, seed=seed, notes=notes)
     say_done(out, artifact, as_json=as_json)
@@ -194,6 +199,8 @@ def _by_layer(option: str, words: tuple[str, ...], kind: type[Any]) -> dict[str,
     numbers = {}
     for word in words:
         name, _, number = word.rpartition("=")
+        if name in numbers:
+            raise UserError(f"{option}: {name} is given twice; give one number")
         try:
             numbers[name] = kind(number)
         except ValueError:

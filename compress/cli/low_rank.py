@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from compress.cli.asked import checked, fit_asked, task_asked
+from compress.cli.asked import checked, distill_asked, fit_asked, task_asked, teacher_asked
 from compress.cli.one_step import description, resumable, say_done, watching
 from compress.cli.options import (
     data_options,
     fit_options,
     living_options,
     out_option,
+    teacher_options,
     trust_option,
 )
 from deploy.cli.options import FILE, json_option
@@ -41,6 +42,7 @@ from deploy.errors import UserError
 )
 @click.option("--multiple-of", type=int, default=1, show_default=True, help="Round ranks up.")
 @click.option("--fine-tune", is_flag=True, help="Train afterwards, as the options below say.")
+@teacher_options
 @trust_option
 @fit_options
 @living_options
@@ -81,21 +83,23 @@ def low_rank_command(
         "scheme": scheme,
         "multiple_of": multiple_of,
         "fine_tune": fit_asked(options) if fine_tune else None,
+        **distill_asked(options),
     }
     step = checked({"kind": "low_rank", **asked}, LowRank)
     task, seed = task_asked(options, like=model), options["seed"]
     original = load_keras(model, trust_code=trust_code)
+    teacher = teacher_asked(options, original, trust_code=trust_code)
     with resumable(out, step, options) as files, watching(out, epochs=epochs_of(step)) as watcher:
         thin, _ = keras_step(
             original,
             step,
             task,
             seed=seed,
-            teacher=original,
+            teacher=teacher,
             on_epoch=watcher.epoch_ended,
             files=files,
         )
-        about = description(task, step, parent=model)
+        about = description(task, step, parent=model, teacher=options["teacher"])
         notes = reasons_left_alone(original, step, thin)
         artifact = save_keras(thin, out, about, seed=seed, notes=notes)
     say_done(out, artifact, as_json=as_json)

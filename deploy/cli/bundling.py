@@ -103,6 +103,7 @@ def bundle_command(
                 )
             bundle = bundle_run(source, place, variant=variant, label=label, form=kind)
         elif data is None or variant is not None:
+            _require_there(source)
             raise UserError(
                 f"{source}: a single model needs --data and no --variant; give the run's folder for "
                 "what was measured in a run"
@@ -123,6 +124,11 @@ def bundle_command(
     click.echo(f"{place}  {said.name} {said.version}, {size_bytes:,} bytes")
     if form == "triton":
         click.echo("preprocessing is not part of a model in Triton: README.md says what to send")
+
+
+def _require_there(source: Path) -> None:
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; give a run's folder or a model")
 
 
 def _form(form: str, *, packed: bool) -> Form:

@@ -33,13 +33,18 @@ def pack_command(model: Path, out: Path | None, sizes: bool, as_json: bool) -> N
     content = _read(model)
     if is_packed(content):
         raise UserError(f"{model}: is packed already; unpack it with: lightship unpack {model}")
+    why_not_onnx = None
     try:
         graph_facts(content)
     except WeightsElsewhereError as error:
         raise UserError(f"{model}: {error}") from error
-    except UserError:
-        pass  # any bytes may be packed
-    packed, place = pack(content), out or model.with_suffix(".lsp")
+    except UserError as error:
+        why_not_onnx = error  # any bytes may be packed
+    place = out or (Path(f"{model}.lsp") if why_not_onnx else model.with_suffix(".lsp"))
+    _require_another(place, model)
+    if why_not_onnx:
+        click.echo(f"note: {model} {why_not_onnx}: packed as plain bytes", err=True)
+    packed = pack(content)
     if unpack(packed, str(model), len(content)) != content:
         raise AssertionError(f"{model}: packing lost something")
     write_whole(place, packed)
@@ -72,12 +77,26 @@ def unpack_command(packed: Path, out: Path | None, max_size: str | None, as_json
 
     most_bytes = size_asked("--max-size", max_size) or LARGEST_MODEL
     model = unpack(_read(packed), str(packed), most_bytes)
-    place = out or packed.with_suffix(".onnx")
+    place = out or _unpacked_name(packed)
+    _require_another(place, packed)
+    if out is None and place.is_file() and _read(place) != model:
+        raise UserError(f"{place}: is there and holds something else; say where it goes with --out")
     write_whole(place, model)
     if as_json:
         print_json({"path": str(place), "size_bytes": len(model)})
         return
     click.echo(f"{place}  {len(model):,} bytes")
+
+
+def _unpacked_name(packed: Path) -> Path:
+    """Return the name of what was packed: ``a.lsp`` was ``a.onnx``, ``a.keras.lsp`` was ``a.keras``."""
+    name = packed.with_suffix("") if packed.suffix == ".lsp" else packed
+    return name if name.suffix and name != packed else name.with_suffix(".onnx")
+
+
+def _require_another(place: Path, source: Path) -> None:
+    if place.resolve() == source.resolve():
+        raise UserError(f"--out: {place} is what is read; name another file")
 
 
 def _read(path: Path) -> bytes:

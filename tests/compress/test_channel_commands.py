@@ -89,3 +89,22 @@ def test_what_cannot_be_meant_is_one_line_and_writes_nothing(words, says, folder
 def test_the_command_offers_every_criterion():
     (option,) = [o for o in prune_channels_command.params if o.name == "criterion"]
     assert tuple(option.type.choices) == CRITERIA
+
+
+def test_a_pruning_listens_to_whom_it_is_told_to(folder):
+    out = folder / "alone.keras"
+    words = ("--epochs", 1, "--batch-size", 32, "--out", out)
+    result = invoke(folder, "prune-channels", folder / "m.keras", *words, "--no-distill")
+    assert result.exit_code == 0, result.output
+    assert read_record(out).step["distill"] is False
+    result = invoke(
+        folder, "prune-channels", folder / "m.keras", *words, "--teacher", folder / "none.keras"
+    )
+    assert (result.exit_code, "none.keras" in result.output) == (2, True)
+
+
+def test_a_layer_is_given_one_width(folder):
+    words = ("--width", "dense1=8", "--width", "dense1=9")
+    result = invoke(folder, "prune-channels", folder / "m.keras", *words)
+    assert result.exit_code == 2
+    assert "error: --width: dense1 is given twice; give one number" in result.output

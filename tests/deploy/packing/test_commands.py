@@ -51,6 +51,31 @@ def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_a_file_is_not_written_over_another(tmp_path):
+    model, keras = tmp_path / "m.onnx", tmp_path / "m.keras"
+    model.write_bytes(model_of(np.zeros(5_000, np.float32)))
+    keras.write_bytes(b"some other bytes " * 9)
+    assert run("pack", model).exit_code == 0
+    told = run("pack", keras)
+    assert told.exit_code == 0
+    assert "is no ONNX model" in told.stderr
+    assert "packed as plain bytes" in told.stderr
+    assert (tmp_path / "m.keras.lsp").exists()
+    model.write_bytes(b"newer")
+    for words, why in (
+        (("unpack", tmp_path / "m.lsp"), "is there and holds something else"),
+        (("pack", keras, "-o", keras), "is what is read"),
+        (("unpack", tmp_path / "m.lsp", "-o", tmp_path / "m.lsp"), "is what is read"),
+    ):
+        told = run(*words)
+        assert (told.exit_code, told.output.count("\n")) == (2, 1)
+        assert why in told.output
+    assert model.read_bytes() == b"newer"
+    keras.unlink()
+    assert run("unpack", tmp_path / "m.keras.lsp").exit_code == 0
+    assert keras.read_bytes() == b"some other bytes " * 9
+
+
 def test_a_model_whose_weights_lie_in_another_file_is_not_packed_without_them(tmp_path):
     onnx = pytest.importorskip("onnx", reason="a device has no onnx to write such a file with")
     model, weights = onnx.load_from_string(model_of(np.ones(64, np.float32))), tmp_path / "w.bin"
