@@ -51,7 +51,7 @@ _PLAIN_SINCE = 2
 _LEAST_DEFLATED, _MANY = 256, 1 << 16
 _PATIENCE = 1 + 1 / 64
 """How much longer may be what is decoded many times as fast: symbols by zlib where lanes are few, and
-few symbols in place of many. Lanes themselves take three bytes of 384. Where there are many symbols, there are many lanes."""
+few symbols in place of many. Lanes themselves take three bytes of 448. Where there are many symbols, there are many lanes."""
 _FINENESSES = (0, 1, 2)
 _DELTA_STEPS = (6, 14, 22, 34)
 """How likely it is that the level of a symbol is that of the one before: steps of ``geometric``."""
