@@ -295,12 +295,14 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all.
 
     Raises:
-        UserError: if the disk does not take it.
+        UserError: if the disk does not take it, or something that is no file is in its place.
     """
     _replace(path, lambda aside: aside.write_bytes(content))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a device, a pipe or a socket; name a file")
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

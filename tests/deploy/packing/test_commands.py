@@ -1,6 +1,7 @@
 """``lightship pack`` and ``unpack``, and the script that weighs them beside others."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,16 @@ def test_a_file_is_not_written_over_another(tmp_path):
     keras.unlink()
     assert run("unpack", tmp_path / "m.keras.lsp").exit_code == 0
     assert keras.read_bytes() == b"some other bytes " * 9
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    model, pipe = tmp_path / "m.onnx", tmp_path / "pipe"
+    model.write_bytes(model_of(np.zeros(64, np.float32)))
+    os.mkfifo(pipe)
+    told = run("pack", model, "-o", pipe)
+    assert (told.exit_code, told.output.count("\n")) == (2, 1)
+    assert f"{pipe}: is a device, a pipe or a socket; name a file" in told.output
+    assert pipe.is_fifo()
 
 
 def test_a_model_whose_weights_lie_in_another_file_is_not_packed_without_them(tmp_path):
