@@ -35,6 +35,11 @@ def to_bench(
                     f"{path}: ships with {', '.join(wanted) or 'no optimizer'} disabled, which "
                     "bench does not time; it would be another model"
                 )
+            if shipped.exact_sums != session.exact_sums:
+                raise UserError(
+                    f"{path}: ships with exact_sums {str(shipped.exact_sums).lower()}, which bench does "
+                    "not time; it would give other answers"
+                )
             if shipped.arena != session.arena:
                 raise UserError(
                     f"{path}: ships with the arena {'on' if shipped.arena else 'off'}; time it so: "

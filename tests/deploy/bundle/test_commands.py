@@ -139,3 +139,6 @@ def test_bench_refuses_options_that_it_would_not_time(lship, tmp_path):
     files = rebuilt(lship, replaced("session", disabled_optimizers=("ConstantFolding",)))
     write_container(files, tmp_path / "other.lship")
     assert "ships with ConstantFolding disabled" in invoke("bench", tmp_path / "other.lship").stderr
+    files = rebuilt(lship, replaced("session", exact_sums=False))
+    write_container(files, tmp_path / "fast.lship")
+    assert "ships with exact_sums false" in invoke("bench", tmp_path / "fast.lship").stderr
