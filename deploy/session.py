@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from deploy.binding import BoundSample
 from deploy.errors import MissingExtraError, UserError
 from deploy.litert import LiteRt, litert_version
 from deploy.machine import this_target, usable_cores
@@ -85,6 +86,7 @@ class _OnnxRuntime:
                 f"and no other free axis, got shape {inputs[0].shape}"
             )
         self.session = session
+        self._bound = BoundSample(session, inputs[0].name, outputs[0].name)
         self.input_name: str = inputs[0].name
         self.input_shape: tuple[int, ...] = tuple(sample)
         self.input_dtype: np.dtype[Any] = np.dtype(dtype)
@@ -94,8 +96,7 @@ class _OnnxRuntime:
 
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the output ``(n, ...)`` for inputs ``(n, ...)`` of the input's type."""
-        (output,) = self.session.run([self.output_name], {self.input_name: inputs})
-        return np.asarray(output)
+        return self._bound.run(inputs)
 
 
 class Model:

@@ -48,10 +48,11 @@ _DEFLATED, _DEFLATED_SINCE = 4, 2
 _INT_ORDER, _FLOAT_ORDER, _PLAIN_ORDER = range(3)
 """Of the bits of elements that are cut into bytes; see ``_turned``."""
 _PLAIN_SINCE = 2
-_LEAST_DEFLATED, _MANY = 256, 1 << 16
+_LEAST_DEFLATED, _MANY = 256, 1 << 20
+"""From so many symbols on, there are lanes enough for numpy."""
 _PATIENCE = 1 + 1 / 64
-"""How much longer may be what is decoded many times as fast: symbols by zlib where lanes are few, and
-few symbols in place of many. Lanes themselves take three bytes of 448. Where there are many symbols, there are many lanes."""
+"""How much longer may be what is decoded many times as fast: symbols by zlib, and few symbols in place of
+many. Lanes themselves take three bytes of 448."""
 _FINENESSES = (0, 1, 2)
 _DELTA_STEPS = (6, 14, 22, 34)
 """How likely it is that the level of a symbol is that of the one before: steps of ``geometric``."""
