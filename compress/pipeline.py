@@ -248,6 +248,19 @@ def _timed_here() -> dict[str, object]:
     return {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
 
 
+def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None:
+    """Refuse steps that name layers which the recipe's network does not have.
+
+    Raises:
+        UserError: with the variant's name in front.
+    """
+    model, _ = baseline(recipe.network, None, task, seed=recipe.seed)
+    for stage in stages.values():
+        if stage.step is not None:
+            with _naming(stage.name):
+                check_layer_names(model, stage.step)
+
+
 def run(
     recipe: Recipe,
     *,
@@ -372,13 +385,8 @@ class _Making:
         if any(isinstance(stage.step, LiteRtStep) for stage in self.stages.values()):
             with needs_extra("litert"):
                 import ai_edge_litert  # noqa: F401  # likewise
-        if all(self.store.find(stage.model_key) for stage in self.stages.values()):
-            return
-        model, _ = baseline(self.recipe.network, None, self.task, seed=self.recipe.seed)
-        for stage in self.stages.values():
-            if stage.step is not None:
-                with _naming(stage.name):
-                    check_layer_names(model, stage.step)
+        if not all(self.store.find(stage.model_key) for stage in self.stages.values()):
+            check_names(self.recipe, self.task, self.stages)
 
     def model(self, stage: Stage) -> Path:
         """Return the folder of the model of a stage that ships; make it if it is not there yet."""

@@ -18,6 +18,9 @@ from deploy.record import Goal
 from deploy.report.results import Results
 
 
+_ANY_WIDTH = 1000
+
+
 class ConsoleWatcher:
     """A watcher that draws with rich: which variant, which epoch, how long still."""
 
@@ -194,13 +197,14 @@ def print_table(results: Results) -> None:
     with needs_extra("compress"):
         from rich import box
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=results.title)
     table.add_column("variant", no_wrap=True)
     goal = results.goal
     change = f"Δ {delta_unit(goal)}".rstrip()
-    for heading in ("kB", "gzip kB", goal.metric, change, "speed-up"):
+    for heading in ("kB", "gzip kB", "packed kB", goal.metric, change, "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for variant in results.variants:
         delta = (
@@ -213,14 +217,16 @@ def print_table(results: Results) -> None:
             variant.name,
             f"{variant.size_bytes / 1e3:,.1f}",
             f"{variant.gzip_bytes / 1e3:,.1f}",
+            f"{variant.packed_bytes / 1e3:,.1f}" if variant.packed_bytes else "",
             score(goal, variant.score),
             _difference(goal, delta),
             _interval(speed, ".2f") if variant.parent else "1",
         )
     # A number that is cut off is worse than a line that wraps.
     console = Console(highlight=False)
-    console.width = max(92, console.width)
-    console.print(table)
+    unbounded = console.options.update(max_width=_ANY_WIDTH)
+    console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
+    console.print(table, crop=False)
 
 
 def _difference(goal: Goal, estimate: tuple[float | None, float | None, float | None]) -> str:

@@ -36,7 +36,14 @@ from compress.prune.clusters import (
 from compress.prune.dead import RemoveDead, dead_facts, remove_dead
 from compress.prune.distill import Distill, distill
 from compress.prune.entropy import EntropyPrune, check_skipped, entropy_prune, reasons_not_coded
-from compress.prune.low_rank import BySpeed, LowRank, check_low_rank_names, low_rank, reasons_whole
+from compress.prune.low_rank import (
+    BySpeed,
+    LowRank,
+    check_low_rank_names,
+    low_rank,
+    ranks_said,
+    reasons_whole,
+)
 from compress.prune.magnitude import (
     MagnitudePrune,
     check_names,
@@ -376,7 +383,7 @@ def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, st
         case RemoveDead():
             return dead_facts(original, made, step)
         case LowRank():
-            return reasons_whole(original, step, made)
+            return {**reasons_whole(original, step, made), **ranks_said(original, made)}
         case Cluster():
             return reasons_not_clustered(original, step) | fold_batch_norm(original)[1]
         case Distill():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.errors import UserError
+from deploy.packing.packed import is_packed
 from deploy.tflite import Tflite
 
 _DEEPEST = 32
@@ -98,6 +99,10 @@ def graph_facts(model: bytes, *, folder: Path | None = None) -> GraphFacts:
             elif number == _MODEL_TRAINING:
                 raise UserError("carries training information, which a device has no use for")
     except (ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
+        if is_packed(bytes(model[:3])):
+            raise UserError(
+                "is packed; lightship unpack makes the ONNX model of it, and a bundle can hold it so"
+            ) from error
         raise UserError(f"is no ONNX model ({error})") from error
     if graphs != 1 or ir_version < 1 or not opsets:
         raise UserError("is no ONNX model (it lacks its version, its operator sets or its graph)")

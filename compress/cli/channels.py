@@ -158,6 +158,8 @@ def _carry_out(
         about = description(task, step, parent=model, teacher=asked["teacher"])
         notes = reasons_left_alone(original, step, made)
         artifact = save_keras(made, out, about, seed=seed, notes=notes)
+    if made.count_params() == original.count_params():
+        click.echo("nothing was taken out; the lines of the layers say why", err=True)
     say_done(out, artifact, as_json=as_json)
 
 
@@ -174,6 +176,10 @@ def _asked_widths(options: dict[str, Any]) -> dict[str, Any]:
         "layer_widths": _by_layer("--width", options.pop("width"), int),
         "per_layer": _by_layer("--keep", options.pop("keep"), float),
     }
+    for kind, share in shares.items():
+        if share is not None and not 0 < share <= 1:
+            option = "--keep-ratio" if kind == "channels" else f"--{kind}"
+            raise UserError(f"{option}: must be a share above 0 and at most 1, got {share:g}")
     targets = [
         {"kind": kind, "keep_ratio": share} for kind, share in shares.items() if share is not None
     ]
@@ -208,4 +214,10 @@ def _by_layer(option: str, words: tuple[str, ...], kind: type[Any]) -> dict[str,
         if not name:
             what = "a whole number" if kind is int else "a number"
             raise UserError(f"{option}: must be LAYER and {what}, as conv1=…, got {word!r}")
+        if kind is int and numbers[name] < 1:
+            raise UserError(f"{option}: {name} must keep one channel or more, got {number}")
+        if kind is float and not 0 < numbers[name] <= 1:
+            raise UserError(
+                f"{option}: {name} must keep a share above 0 and at most 1, got {number}"
+            )
     return numbers

@@ -159,13 +159,15 @@ def _run(
 def _dry_run(recipe: Recipe, *, out: Path, store: Path, as_json: bool) -> None:
     """Print the resolved recipe, and which of its steps an earlier run has done."""
     from compress.data.splits import load_task
-    from compress.pipeline import plan
+    from compress.pipeline import check_names, plan
     from compress.recipe import to_toml
     from compress.store import Store
 
+    task = load_task(recipe.data, seed=recipe.seed)
+    stages = plan(recipe, task)
+    check_names(recipe, task, stages)
     if not as_json:
         click.echo(to_toml(recipe))
-    stages = plan(recipe, load_task(recipe.data, seed=recipe.seed))
     found = {name: Store(store).find(stage.model_key) for name, stage in stages.items()}
     if as_json:
         done = {name: folder is not None for name, folder in found.items()}

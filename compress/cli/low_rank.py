@@ -12,7 +12,9 @@ from compress.cli.one_step import description, resumable, say_done, watching
 from compress.cli.options import (
     data_options,
     fit_options,
+    is_given,
     living_options,
+    options_of,
     out_option,
     teacher_options,
     trust_option,
@@ -82,8 +84,7 @@ def low_rank_command(
         "skip": skip,
         "scheme": scheme,
         "multiple_of": multiple_of,
-        "fine_tune": fit_asked(options) if fine_tune else None,
-        **distill_asked(options),
+        **_asked_training(options, fine_tune=fine_tune),
     }
     step = checked({"kind": "low_rank", **asked}, LowRank)
     task, seed = task_asked(options, like=model), options["seed"]
@@ -103,6 +104,22 @@ def low_rank_command(
         notes = reasons_left_alone(original, step, thin)
         artifact = save_keras(thin, out, about, seed=seed, notes=notes)
     say_done(out, artifact, as_json=as_json)
+
+
+def _asked_training(options: dict[str, Any], *, fine_tune: bool) -> dict[str, Any]:
+    """Return how it trains afterwards, as a recipe writes it; nothing if it does not.
+
+    Raises:
+        UserError: if options say how it trains and ``--fine-tune`` does not say that it does.
+    """
+    if fine_tune:
+        return {"fine_tune": fit_asked(options), **distill_asked(options)}
+    for option in (*options_of(fit_options), *options_of(teacher_options)):
+        if is_given(option):
+            raise UserError(
+                f"{option.opts[0]}: is for a training, and --fine-tune is not given; give it too"
+            )
+    return {"distill": False}
 
 
 def _asked_by(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compress.data.task import Task
     from compress.progress import ConsoleWatcher
     from compress.train.fit import TrainingFiles
-    from deploy.record import Artifact
+    from deploy.record import Artifact, LayerFacts
     from deploy.session import ModelMetadata
 
 
@@ -86,7 +86,7 @@ def watching(out: Path, *, epochs: int) -> ConsoleWatcher:
 
 
 def say_done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
-    """Say what was written: one line, or the whole record."""
+    """Say what was written: a line, and one for each layer with weights; or the whole record."""
     if as_json:
         print_json(artifact)
         return
@@ -95,3 +95,17 @@ def say_done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
         f"{out}  {artifact.size_bytes:,} bytes, {artifact.gzip_bytes:,} gzipped, "
         f"{artifact.parameters:,} weights, {zeros:.1%} zeros"
     )
+    for line in _layer_lines(artifact.layers):
+        click.echo(line)
+
+
+def _layer_lines(layers: Sequence[LayerFacts]) -> Iterator[str]:
+    """Yield what is known of each layer: weights, zeros, distinct values, what a step says of it."""
+    names = max((len(layer.name) for layer in layers), default=0)
+    for layer in layers:
+        values = f"  {layer.distinct:,} values" if layer.shares_values else ""
+        note = f"  {layer.note}" if layer.note else ""
+        yield (
+            f"  {layer.name:{names}}  {layer.parameters:>9,} weights  {layer.sparsity:6.1%} zeros"
+            f"{values}{note}"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from deploy.cli.options import (
     FILE,
@@ -229,6 +230,19 @@ def worker_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def options_of(decorate: Callable[[Any], Any]) -> list[click.Parameter]:
+    """Return the options that such a function as ``fit_options`` adds."""
+    command = click.Command("of no use")
+    decorate(command)
+    return command.params
+
+
+def is_given(option: click.Parameter) -> bool:
+    """Return whether an option stands on the command line that is carried out."""
+    source = click.get_current_context().get_parameter_source(option.name or "")
+    return source is not ParameterSource.DEFAULT
 
 
 def out_option(default: str) -> Callable[[Command], Command]:

@@ -185,6 +185,19 @@ def reasons_whole(original: Any, step: LowRank, made: Any) -> dict[str, str]:
     return reasons | slow
 
 
+def ranks_said(original: Any, made: Any) -> dict[str, str]:
+    """Say of the first of the two layers in the place of each that was split what its rank is.
+
+    Args:
+        original: the model that the step was given.
+        made: the model that it gave.
+    """
+    now = dict(named_layers(made))
+    split = [name for name, _ in named_layers(original) if _basis(name) in now]
+    ranks = {name: now[_basis(name)].output_shape[-1] for name in split}
+    return {_basis(name): f"rank {rank}, before {name}" for name, rank in ranks.items()}
+
+
 def why_not_split(
     name: str, layer: Any, step: LowRank, layers: Mapping[str, Any] | None = None
 ) -> str | None:

@@ -28,6 +28,8 @@ _SYMBOLS_AT_ONCE = 1 << 18
 _FEW = 16
 """Rows of so many symbols, or fewer, are decoded faster one by one."""
 _FEW_AT_ONCE = 1 << 12
+_WORTH_SLOTS = 1 << 12
+"""From so many symbols on it is worth it to spread their table over its slots."""
 _CUT_OFF = "it is cut off: its code ends before its weights do"
 
 
@@ -164,16 +166,25 @@ class Decoder:
 
     def _row_by_row(self, symbols: Symbols, table: Table) -> None:
         """Decode a symbol of each lane at a time."""
-        of_slot, frequency, offset = table.by_slot
-        lanes = len(self._state)
+        lanes, few = len(self._state), len(symbols) < _WORTH_SLOTS
+        ends, frequencies = table.ends, table.frequencies
+        firsts = table.firsts
+        of_slot, frequency, offset = (symbols, ends, ends) if few else table.by_slot
         slots = np.empty(len(symbols), np.int64)
         for start in range(0, len(symbols), lanes):
             row = slots[start : start + lanes]
             state = self._state[: len(row)]
             np.bitwise_and(state, _TOTAL - 1, out=row)
             state >>= PRECISION
-            state *= frequency.take(row)
-            state += offset.take(row)
+            if few:
+                found = ends.searchsorted(row, "right")
+                symbols[start : start + lanes] = found
+                state *= frequencies.take(found)
+                state += row
+                state -= firsts.take(found)
+            else:
+                state *= frequency.take(row)
+                state += offset.take(row)
             low = (state < LOWEST).nonzero()[0]
             if len(low):
                 words = self._words[self._place : self._place + len(low)]
@@ -181,7 +192,8 @@ class Decoder:
                     raise ValueError(_CUT_OFF)
                 state[low] = (state.take(low) << 16) | words
                 self._place += len(low)
-        symbols[:] = of_slot.take(slots)
+        if not few:
+            symbols[:] = of_slot.take(slots)
 
     def ends(self, count: int) -> bytes:
         """Return the 16 bits that each of the first ``count`` lanes began with.

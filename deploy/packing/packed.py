@@ -113,16 +113,25 @@ def _unpacked(data: memoryview, most_bytes: int) -> bytes:
         raise ValueError(f"says {lanes:,} lanes, {_LEAST_LANES} to {_MOST_LANES:,} are possible")
     if text_size + raw_size + 4 * lanes > len(data) - place:
         raise ValueError("is cut off")
-    text = inflate(data[place : place + text_size], size) if form != _BYTES else b""
-    place += text_size
-    decoder = Decoder(data[place + raw_size :], lanes)
-    reader = Reader(decoder, data[place : place + raw_size], size, version)
+    try:
+        return _decoded(data[place:], version, numbers)
+    except ValueError as error:
+        raise ValueError(f"is damaged: {error}") from error
+
+
+def _decoded(data: memoryview, version: int, numbers: Sequence[int]) -> bytes:
+    """Return the model in what follows the numbers of a packed file."""
+    form, size, text_size, raw_size, lanes = numbers
+    text = inflate(data[:text_size], size) if form != _BYTES else b""
+    raw, code = data[text_size:][:raw_size], data[text_size + raw_size :]
+    decoder = Decoder(code, lanes)
+    reader = Reader(decoder, raw, size, version)
     model = _filled(text, size, _missing(form, text, size), reader)
     digest = decoder.ends(min(lanes, _DIGEST_BYTES // 2))
     if reader.left:
-        raise ValueError("has raw bytes that no weights take")
+        raise ValueError("it has raw bytes that no weights take")
     if hashlib.sha256(model).digest()[: len(digest)] != digest:
-        raise ValueError("is damaged: what it unpacks to is not what was packed")
+        raise ValueError("what it unpacks to is not what was packed")
     return bytes(model)
 
 
@@ -131,7 +140,7 @@ def _missing(form: int, text: bytes, size: int) -> Iterator[Payload]:
     if form == _ONNX:
         return payloads(text, size, cut=True)
     if form not in {_TEXT, _BYTES} or (form == _BYTES and not size):
-        raise ValueError(f"is of form {form}, which there is none of")
+        raise ValueError(f"it is of form {form}, which there is none of")
     return iter([_whole(size)] if form == _BYTES else [])
 
 

@@ -32,7 +32,12 @@ class Table:
     @cached_property
     def firsts(self) -> npt.NDArray[np.int64]:
         """The first of the slots that belong to each symbol."""
-        return np.cumsum(self.frequencies) - self.frequencies
+        return self.ends - self.frequencies
+
+    @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """The slot behind the last one of each symbol."""
+        return np.cumsum(self.frequencies)
 
     @cached_property
     def by_slot(self) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -44,7 +49,7 @@ class Table:
     @cached_property
     def by_symbol(self) -> tuple[list[int], list[int]]:
         """Return, for each symbol, the slot behind its last, and its frequency: for a few of them."""
-        return np.cumsum(self.frequencies).tolist(), self.frequencies.tolist()
+        return self.ends.tolist(), self.frequencies.tolist()
 
     def bits(self, counts: npt.NDArray[Any]) -> float:
         """Return what symbols that come so often cost."""

@@ -55,8 +55,11 @@ def to_markdown(results: Results) -> str:
         *_per_class(results),
         "## Layers",
         _table(
-            [["Variant", "Layer", "Parameters", "Zeros", "Bits", "Note"], *_layers(results)],
-            align="llrrrl",
+            [
+                ["Variant", "Layer", "Parameters", "Zeros", "Values", "Bits", "Note"],
+                *_layers(results),
+            ],
+            align="llrrrrl",
         ),
         "## Environment",
         "\n".join(f"- {name}: {_plain(value)}" for name, value in environment_facts(results)),
@@ -124,6 +127,7 @@ def _layers(results: Results) -> list[list[str]]:
             _plain(layer.name),
             f"{layer.parameters}",
             f"{100 * layer.sparsity:.1f} %",
+            "" if layer.distinct is None else f"{layer.distinct}",
             f"{layer.bits}",
             _plain(layer.note or ""),
         ]

@@ -43,6 +43,12 @@ def test_the_command_writes_a_narrower_network_and_what_each_layer_keeps(folder)
     notes = {layer.name: layer.note for layer in record.layers}
     assert notes["dense1"] == "keeps 8 of its 128 channels"
     assert notes["dense2"] == "its channels have to stay: they are what the network gives"
+    first, *lines = result.stdout.splitlines()
+    assert first.startswith(f"{out}  ")
+    assert [line.split()[0] for line in lines] == list(notes)
+    assert lines[0].split() == [
+        "dense1", "288", "weights", "0.0%", "zeros", "keeps", "8", "of", "its", "128", "channels",
+    ]  # fmt: skip
 
 
 def test_dead_channels_go_and_the_record_says_how_many(folder):
@@ -59,6 +65,14 @@ def test_dead_channels_go_and_the_record_says_how_many(folder):
     assert tf_keras.models.load_model(out).get_layer("dense1").units == 5
     notes = {layer.name: layer.note for layer in read_record(out).layers}
     assert notes["dense1"] == "keeps 5 of its 128 channels: the others were dead"
+    assert "nothing was taken out" not in result.stderr
+
+
+def test_where_nothing_is_dead_the_command_says_so(folder):
+    result = invoke(folder, "remove-dead", folder / "m.keras", "--out", folder / "same.keras")
+    assert result.exit_code == 0, result.output
+    assert "nothing was taken out; the lines of the layers say why" in result.stderr
+    assert "keeps all 128 channels: none of them is dead" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -72,7 +86,10 @@ def test_dead_channels_go_and_the_record_says_how_many(folder):
             "--width: must be LAYER and a whole number, as conv1=…, got 'dense1'",
         ),
         (("--keep", "dense1=half"), "--keep: must be LAYER and a number"),
-        (("--keep", "dense1=2"), "per_layer"),
+        (("--keep", "dense1=2"), "--keep: dense1 must keep a share above 0 and at most 1, got 2"),
+        (("--width", "dense1=0"), "--width: dense1 must keep one channel or more, got 0"),
+        (("--macs", 1.5), "--macs: must be a share above 0 and at most 1, got 1.5"),
+        (("--keep-ratio", 0), "--keep-ratio: must be a share above 0 and at most 1, got 0"),
         (("--width", "conv1=8"), "layer_widths: no layer with channels is named 'conv1'"),
     ],
 )

@@ -324,6 +324,18 @@ def test_dry_run_prints_the_recipe_and_makes_nothing(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_refuses_layers_that_the_network_does_not_have(data, tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        f'name = "small"\n[data]\nsource = "{data}"\n[network]\nkind = "mlp"\n[train]\nepochs = 1\n'
+        '[[variant]]\nname = "sparse"\nfrom = "baseline"\n[variant.step]\n'
+        'kind = "magnitude_prune"\nfinal_sparsity = 0.5\nskip = ["conv9"]\n'
+        "fine_tune = { epochs = 1 }\n"
+    )
+    line = one_line("run", recipe, "--dry-run")
+    assert line.startswith("error: sparse: skip: no layer is named 'conv9'")
+
+
 def test_what_every_command_takes_is_said_in_its_help():
     for name in cli.commands:
         assert "--help" in done(name, "--help").stdout

@@ -52,6 +52,17 @@ def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("command", ["audit", "bench"])
+def test_who_is_given_a_packed_model_says_that_it_is_packed(command, tmp_path):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(model_of(np.zeros(5_000, np.float32)))
+    run("pack", model)
+    told = run(command, tmp_path / "model.lsp")
+    assert told.exit_code == 2, told.output
+    assert told.output.startswith(f"error: {tmp_path / 'model.lsp'}: is packed; lightship unpack")
+    assert told.output.count("\n") == 1
+
+
 def test_a_file_is_not_written_over_another(tmp_path):
     model, keras = tmp_path / "m.onnx", tmp_path / "m.keras"
     model.write_bytes(model_of(np.zeros(5_000, np.float32)))
