@@ -48,11 +48,17 @@ _DEFLATED, _DEFLATED_SINCE = 4, 2
 _INT_ORDER, _FLOAT_ORDER, _PLAIN_ORDER = range(3)
 """Of the bits of elements that are cut into bytes; see ``_turned``."""
 _PLAIN_SINCE = 2
+_JOINED_SINCE = 3
+_MOST_JOINED = 1 << 10
+"""Values of a tensor that is tried together with others like it."""
+_MOST_POOLS = 16
 _LEAST_DEFLATED, _MANY = 256, 1 << 20
 """From so many symbols on, there are lanes enough for numpy."""
 _PATIENCE = 1 + 1 / 64
 """How much longer may be what is decoded many times as fast: symbols by zlib, and few symbols in place of
 many. Lanes themselves take three bytes of 448."""
+_PATIENCE_WITH_SMALL = 1 + 1 / 32
+"""The same for small tensors, which are a small part of a file and most of the time."""
 _FINENESSES = (0, 1, 2)
 _DELTA_STEPS = (6, 14, 22, 34)
 """How likely it is that the level of a symbol is that of the one before: steps of ``geometric``."""
@@ -69,6 +75,7 @@ class Coding(IntEnum):
     PLANES = 5
     SAME = 6
     PRODUCT = 7
+    JOINED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,8 @@ class Plan:
 
     bits: float
     write: Callable[[Writer], None]
+    refers: bool = False
+    """Whether it names one value, or another tensor, and so costs next to nothing."""
 
 
 class Writer:
@@ -89,6 +98,8 @@ class Writer:
         """How many of the raw bytes are symbols that were deflated."""
         self.plain_planes = False
         """Whether elements were cut into bytes as they are."""
+        self.pools = 0
+        """How many runs of values were written that several tensors share."""
 
     @property
     def version(self) -> int:
@@ -96,6 +107,7 @@ class Writer:
         return max(
             _DEFLATED_SINCE if self.deflated_bytes else 1,
             _PLAIN_SINCE if self.plain_planes else 1,
+            _JOINED_SINCE if self.pools else 1,
         )
 
     def number(self, value: int) -> None:
@@ -118,6 +130,8 @@ class Reader:
         self.version = version
         self._raw = raw
         self._most = max(most, 255)  # a byte's value, in a model of fewer bytes than that
+        self._unpooled = most
+        self._pools: list[Values] = []
 
     def number(self) -> int:
         """Read a number.
@@ -150,10 +164,32 @@ class Reader:
         taken, self._raw = self._raw[:size], self._raw[size:]
         return taken
 
+    def joined(self, count: int, width: int) -> Values:
+        """Return the next values of those that several tensors share.
+
+        Raises:
+            ValueError: if there are not so many left, of that width, or all together more than the
+                model has bytes.
+        """
+        index = self.nibble()
+        if index == len(self._pools):
+            size = self.number()
+            self._unpooled -= size * width
+            if self._unpooled < 0 or not size:
+                raise ValueError(f"{size:,} values of {width} bytes are said to be shared")
+            self._pools.append(read_values(self, size, width, depth=1))
+        if index >= len(self._pools):
+            raise ValueError(f"refers to shared values {index} of {len(self._pools)}")
+        pool = self._pools[index]
+        if pool.dtype.itemsize != width or count > len(pool):
+            raise ValueError(f"{count:,} values of {width} bytes are not left of those shared")
+        taken, self._pools[index] = pool[:count], pool[count:]
+        return taken
+
     @property
     def left(self) -> int:
-        """How many raw bytes have not been read."""
-        return len(self._raw)
+        """How many raw bytes and shared values have not been read."""
+        return len(self._raw) + sum(map(len, self._pools))
 
 
 def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: int = 0) -> Plan:
@@ -194,6 +230,47 @@ def best_plan(values: Values, kind: Kind, before: Sequence[Values] = (), depth: 
     return shortest
 
 
+def joined_plans(tensors: Sequence[tuple[Values, Kind, Plan]]) -> list[Plan]:
+    """Return plans for all tensors, in which small ones like each other are written together.
+
+    Scales and biases are some dozen values a layer, all of one sort: together they need one table
+    instead of dozens, in the file and in time.
+
+    Args:
+        tensors: values, what they are, and the plan for each alone, in the order of the file.
+    """
+    alike: dict[tuple[int, Kind], list[int]] = {}
+    for index, (values, kind, plan) in enumerate(tensors):
+        if not plan.refers and len(values) <= _MOST_JOINED:
+            alike.setdefault((values.dtype.itemsize, kind), []).append(index)
+    plans, pools = [plan for _, _, plan in tensors], 0
+    for (_, kind), members in alike.items():
+        values = np.concatenate([tensors[index][0] for index in members])
+        pool = best_plan(values, kind, depth=1)
+        apart = sum(plans[index].bits for index in members)
+        joined = pool.bits + 8 * len(members) + 16
+        if len(members) < 2 or pools == _MOST_POOLS or joined > _PATIENCE_WITH_SMALL * apart:
+            continue
+        for index in members:
+            plans[index] = _joined(pools, len(values), pool if index == members[0] else None)
+        pools += 1
+    return plans
+
+
+def _joined(index: int, size: int, pool: Plan | None) -> Plan:
+    """Return the plan of a tensor that shares values; the first one writes the plan of them all."""
+
+    def write(writer: Writer) -> None:
+        writer.nibble(Coding.JOINED)
+        writer.nibble(index)
+        if pool is not None:
+            writer.pools += 1
+            writer.number(size)
+            pool.write(writer)
+
+    return Plan(8 + (16 + pool.bits if pool else 0), write)
+
+
 def read_values(  # noqa: C901  # one case a coding
     reader: Reader, count: int, width: int, before: Before = (), depth: int = 0
 ) -> Values:
@@ -232,6 +309,8 @@ def read_values(  # noqa: C901  # one case a coding
             if found.dtype != dtype or len(found) != count:
                 raise ValueError("weights that are said to be those of another tensor are not")
             return found
+        case Coding.JOINED if not depth and reader.version >= _JOINED_SINCE:
+            return reader.joined(count, width)
         case Coding.PRODUCT if width == 4:
             found = _referred(reader, before)
             factor = np.frombuffer(reader.raw(4), "<f4")
@@ -254,7 +333,7 @@ def _constant(values: Values) -> Plan:
         writer.nibble(Coding.CONSTANT)
         writer.raw += values[:1].tobytes()
 
-    return Plan(4 + 8 * values.itemsize, write)
+    return Plan(4 + 8 * values.itemsize, write, refers=True)
 
 
 def _range(values: Values, low: int, high: int) -> Plan:
@@ -421,7 +500,7 @@ def _same(values: Values, before: Sequence[Values]) -> Plan | None:
                 writer.nibble(Coding.SAME)
                 writer.number(index)
 
-            return Plan(12, write)
+            return Plan(12, write, refers=True)
     return None
 
 
@@ -447,7 +526,7 @@ def _products(values: Values, before: Sequence[Values]) -> list[Plan]:
                     writer.number(index)
                     writer.raw += factor.astype("<f4").tobytes()
 
-                return [Plan(44, write)]
+                return [Plan(44, write, refers=True)]
     return []
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from deploy.errors import UserError
-from deploy.packing.codings import Reader, Values, Writer, best_plan, read_values
+from deploy.packing.codings import (
+    Plan,
+    Reader,
+    Values,
+    Writer,
+    best_plan,
+    joined_plans,
+    read_values,
+)
 from deploy.packing.lanes import MOST_ROWS, Decoder
-from deploy.packing.payloads import Payload, payloads
+from deploy.packing.payloads import Kind, Payload, payloads
 from deploy.packing.text import deflate, inflate
 
 MAGIC = b"LSP"
 """Begins every packed file; the version of the format is the byte behind it."""
-_VERSIONS = (1, 2)
+_VERSIONS = (1, 2, 3)
 LARGEST_MODEL = 1 << 29
 """The bytes that a model may unpack to where nobody says otherwise."""
 _ONNX, _TEXT, _BYTES = 0, 1, 2
@@ -54,14 +62,15 @@ def pack(model: bytes) -> bytes:
 
 
 def _packed(model: bytes, found: list[Payload], text: bytes, form: int) -> bytes:
-    writer, known, bits = Writer(), list[Values](), 0.0
+    writer, known, tensors = Writer(), list[Values](), list[tuple[Values, Kind, Plan]]()
     for payload in found:
         values = _values(model, payload)
-        plan = best_plan(values, payload.kind, known)
-        plan.write(writer)
-        bits += plan.bits
+        tensors.append((values, payload.kind, best_plan(values, payload.kind, known)))
         known.append(values)
-    lanes = _lanes(bits, writer)
+    plans = joined_plans(tensors)
+    for plan in plans:
+        plan.write(writer)
+    lanes = _lanes(sum(plan.bits for plan in plans), writer)
     digest = hashlib.sha256(model).digest()[: 2 * lanes]
     code = writer.encoder.finish(np.frombuffer(digest, "<u2"), lanes)
     numbers = (form, len(model), len(text), len(writer.raw), lanes)
@@ -101,7 +110,7 @@ def _unpacked(data: memoryview, most_bytes: int) -> bytes:
     version = data[len(MAGIC)]
     if version not in _VERSIONS:
         newer = "; use a newer lightship" if version > max(_VERSIONS) else ""
-        raise ValueError(f"is packed in version {version}, this reads 1 and 2{newer}")
+        raise ValueError(f"is packed in version {version}, this reads 1 to {max(_VERSIONS)}{newer}")
     numbers, place = [], len(MAGIC) + 1
     for _ in range(5):
         number, place = _read_varint(data, place)
@@ -129,7 +138,7 @@ def _decoded(data: memoryview, version: int, numbers: Sequence[int]) -> bytes:
     model = _filled(text, size, _missing(form, text, size), reader)
     digest = decoder.ends(min(lanes, _DIGEST_BYTES // 2))
     if reader.left:
-        raise ValueError("it has raw bytes that no weights take")
+        raise ValueError("it has bytes or values that no weights take")
     if hashlib.sha256(model).digest()[: len(digest)] != digest:
         raise ValueError("what it unpacks to is not what was packed")
     return bytes(model)

@@ -14,7 +14,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploy.packing.codings import Coding, Reader, Writer, _planes, best_plan, read_values
+from deploy.packing.codings import (
+    Coding,
+    Reader,
+    Writer,
+    _planes,
+    best_plan,
+    joined_plans,
+    read_values,
+)
 from deploy.packing.lanes import MOST_ROWS, Decoder, Encoder
 from deploy.packing.packed import (
     MAGIC,
@@ -167,6 +175,121 @@ def test_what_a_reader_of_version_one_can_read_says_that_it_is_version_one():
         unpack(bytes(as_one), "here")
 
 
+def layers_alike(count=6, size=24):
+    """Return the scales of some layers: floats of one sort, few of them each."""
+    return [drawn(seed).normal(0.02, 0.001, size).astype(np.float32) for seed in range(count)]
+
+
+THIRD_VECTOR = model_of(*layers_alike(3, 8))
+THIRD_PACKED = (
+    "4c53500300e001543104e3e0b0ba0aecc97231560831564a71027bdb401f95541a2871784299560c"
+    "422c25997995c0c29f03583630951b005b2830b62112dbc84b214a0464103f172f30b77272310b31"
+    "e601732a531250b4124314927f01b7ff1b08a95cba36c819041fb528f8bc84c2c8e94d8894d4dec1"
+    "16b373cd8599ab928c2a417f7099638e74d695362c2d3c00220418cfa31e004f2b0c000c67090006"
+    "94c30be7480f12f1e07e285d6ffd6cc9e779a077a2a000b002"
+)
+
+
+def test_version_three_is_the_one_that_is_written_down():
+    assert unpack(bytes.fromhex(THIRD_PACKED), "here") == THIRD_VECTOR
+
+
+def test_small_tensors_alike_are_written_together_in_fewer_bytes_than_apart():
+    tensors = layers_alike()
+    packed = pack(model_of(*tensors))
+    assert packed[3] == 3
+    assert unpack(packed, "here") == model_of(*tensors)
+    apart = [best_plan(tensor.view(np.uint32), "float") for tensor in tensors]
+    together = joined_plans(
+        [
+            (tensor.view(np.uint32), "float", plan)
+            for tensor, plan in zip(tensors, apart, strict=True)
+        ]
+    )
+    assert sum(plan.bits for plan in together) < sum(plan.bits for plan in apart)
+
+
+def test_what_refers_to_another_tensor_and_what_is_large_stays_by_itself():
+    scales = layers_alike()
+    others = [scales[0], np.full(24, 3, np.float32), drawn().normal(0, 1, 3_000).astype(np.float32)]
+    tensors = [*scales, *others, np.arange(40, dtype=np.int32)]
+    assert unpack(pack(model_of(*tensors)), "here") == model_of(*tensors)
+    known, plans = [], []
+    for tensor in tensors:
+        values = tensor.view(np.uint32)
+        plans.append((values, tensor.dtype.kind, best_plan(values, "float", known)))
+        known.append(values)
+    together = joined_plans(plans)
+    changed = [at for at, (new, (_, _, old)) in enumerate(zip(together, plans)) if new is not old]
+    assert changed == list(range(len(scales)))
+
+
+def joined(writer, *, index=0, size=None):
+    writer.nibble(Coding.JOINED)
+    writer.nibble(index)
+    if size is not None:
+        writer.number(size)
+        ends(writer)
+
+
+def shared_by_two(writer):
+    joined(writer, size=80)
+    joined(writer)
+
+
+def shared_by_one(writer):
+    joined(writer, size=79)
+    joined(writer)
+
+
+def shared_by_three(writer):
+    joined(writer, size=81)
+    joined(writer)
+
+
+def shared_from_nowhere(writer):
+    joined(writer, size=80)
+    joined(writer, index=2)
+
+
+def shared_beyond_the_model(writer):
+    joined(writer, size=150)
+    joined(writer, index=1, size=150)
+
+
+def shared_of_nothing(writer):
+    joined(writer, size=0)
+
+
+def shared_in_another(writer):
+    nested(writer, [20])
+    joined(writer, size=20)
+
+
+@pytest.mark.parametrize(
+    ("write", "version", "why"),
+    [
+        (shared_by_two, 2, "a coding 8 of elements of 1 bytes"),
+        (shared_by_one, 3, "40 values of 1 bytes are not left of those shared"),
+        (shared_by_three, 3, "bytes or values that no weights take"),
+        (shared_from_nowhere, 3, "refers to shared values 2 of 1"),
+        (shared_beyond_the_model, 3, "150 values of 1 bytes are said to be shared"),
+        (shared_of_nothing, 3, "0 values of 1 bytes are said to be shared"),
+        (shared_in_another, 3, "a coding 8 of elements of 1 bytes"),
+    ],
+)
+def test_shared_values_are_all_taken_by_who_may_and_no_more_than_there_are(write, version, why):
+    model = model_of(np.zeros(40, np.int8), np.zeros(40, np.int8))
+    assert 150 < len(model) < 300
+    writer = Writer()
+    shared_by_two(writer)
+    assert unpack(by_hand(model, writer, version=3), "here") == model
+    writer = Writer()
+    write(writer)
+    with pytest.raises(PackingError, match=why):
+        unpack(by_hand(model, writer, version=version), "here")
+
+
 def with_symbols(data):
     """Return a packed tensor of 300 bytes from 0 to 4, its symbols being what zlib has made."""
     model = model_of((np.arange(300) % 5).astype(np.int8))
@@ -180,13 +303,13 @@ def with_symbols(data):
     return by_hand(model, writer)
 
 
-def by_hand(model, writer, lanes=4, form=0, digest=None):
+def by_hand(model, writer, lanes=4, form=0, digest=None, version=2):
     """Return a packed file of a model whose weights are what was written."""
     text = b"" if form == 2 else parts_of(model)[0]
     if digest is None:
         digest = np.frombuffer(hashlib.sha256(model).digest()[: 2 * lanes], "<u2")
     sizes = [*varint(len(model)), *varint(len(text)), *varint(len(writer.raw)), *varint(lanes)]
-    head = MAGIC + bytes([2, form, *sizes])
+    head = MAGIC + bytes([version, form, *sizes])
     return head + text + bytes(writer.raw) + writer.encoder.finish(digest, lanes)
 
 
@@ -479,9 +602,9 @@ def test_what_is_packed_as_sparse_at_the_limit_is_unpacked(seed, rest, width, ne
     [
         (b"", "is no packed model"),
         (b"PK\3\4", "is no packed model"),
-        (b"LSP\x03....", "is packed in version 3, this reads 1 and 2; use a newer lightship"),
-        (b"LSP\x00....", "is packed in version 0, this reads 1 and 2$"),
-        (b"LSP\x82\x00...", "is packed in version 130, this reads 1 and 2"),
+        (b"LSP\x04....", "is packed in version 4, this reads 1 to 3; use a newer lightship"),
+        (b"LSP\x00....", "is packed in version 0, this reads 1 to 3$"),
+        (b"LSP\x82\x00...", "is packed in version 130, this reads 1 to 3"),
         (b"LSP", "is cut off"),
         (b"LSP\x01", "is cut off"),
         (b"LSP\x01\x00\x08\x00\x00\x03", "says 3 lanes"),
