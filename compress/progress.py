@@ -17,7 +17,6 @@ from deploy.goals import delta_bounds, delta_number, delta_unit, score
 from deploy.record import Goal
 from deploy.report.results import Results
 
-
 _ANY_WIDTH = 1000
 
 

@@ -29,7 +29,11 @@ class BoundSample:
         self._session = session
         self._input_name, self._output_name = input_name, output_name
         self._spare: list[_Buffers] = []  # pop and append are atomic
-        self._may_bind = True
+        # What ONNX Runtime hands through is not written anywhere; only tensors can be bound.
+        self._may_bind = input_name != output_name and all(
+            value.type.startswith("tensor(")
+            for value in (*session.get_inputs(), *session.get_outputs())
+        )
 
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the output ``(n, ...)`` for inputs ``(n, ...)``, in an array of the caller's."""
@@ -46,13 +50,23 @@ class BoundSample:
         try:
             taken[...] = inputs
             self._session.run_with_iobinding(bound)
-            output = given.copy()
-        # ONNX Runtime's exceptions share no base class below Exception. Whatever it was, the plain
-        # call meets it again, unless the output does not fit: its shape can hang on the values.
-        # The buffers are not used again.
+            output: npt.NDArray[Any] = given.copy()
+        # ONNX Runtime's exceptions share no base class below Exception. The plain call meets what
+        # is wrong with the sample again; an output whose shape hangs on the values it can give.
         except Exception:
-            return self._run_plainly(inputs)
+            return self._run_instead(inputs, buffers)
         self._spare.append(buffers)
+        return output
+
+    def _run_instead(self, inputs: npt.NDArray[Any], buffers: _Buffers) -> npt.NDArray[Any]:
+        """Answer by the plain call; keep the buffers unless the output does not fit them."""
+        try:
+            output = self._run_plainly(inputs)
+        except Exception:
+            self._spare.append(buffers)
+            raise
+        if output.shape == buffers[1].shape:
+            self._spare.append(buffers)
         return output
 
     def _run_plainly(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -61,20 +75,29 @@ class BoundSample:
         if self._may_bind and len(inputs) == 1:
             self._may_bind = False
             if _fits(inputs) and _fits(output):
-                self._spare.append(self._bind(inputs, output))
+                self._spare += self._bound_like(inputs, np.ascontiguousarray(output))
         return output
 
-    def _bind(self, inputs: npt.NDArray[Any], output: npt.NDArray[Any]) -> _Buffers:
-        """Bind buffers like these."""
-        taken, given = np.empty_like(inputs, order="C"), np.empty_like(output, order="C")
-        bound = self._session.io_binding()
-        for bind, name, array in (
-            (bound.bind_input, self._input_name, taken),
-            (bound.bind_output, self._output_name, given),
-        ):
-            bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        return taken, given, bound
+    def _bound_like(self, inputs: npt.NDArray[Any], output: npt.NDArray[Any]) -> list[_Buffers]:
+        """Return buffers for such a sample, or none if bound to them it does not answer the same."""
+        taken, given = np.array(inputs, order="C"), output.copy()
+        _bytes_of(given)[:] = ~_bytes_of(output)  # so that no answer is taken for an old one
+        try:
+            bound = self._session.io_binding()
+            for bind, name, array in (
+                (bound.bind_input, self._input_name, taken),
+                (bound.bind_output, self._output_name, given),
+            ):
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(bound)
+        except Exception:  # as above
+            return []
+        return [(taken, given, bound)] if given.tobytes() == output.tobytes() else []
 
 
 def _fits(array: npt.NDArray[Any]) -> bool:
     return array.dtype.kind in "fiub" and 0 < array.nbytes <= MOST_BYTES
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)

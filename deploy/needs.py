@@ -101,7 +101,7 @@ def graph_facts(model: bytes, *, folder: Path | None = None) -> GraphFacts:
     except (ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
         if is_packed(bytes(model[:3])):
             raise UserError(
-                "is packed; lightship unpack makes the ONNX model of it, and a bundle can hold it so"
+                "is a packed model; lightship unpack makes the ONNX file of it"
             ) from error
         raise UserError(f"is no ONNX model ({error})") from error
     if graphs != 1 or ir_version < 1 or not opsets:

@@ -28,6 +28,8 @@ from deploy.record import Benched, MachineBench
 from deploy.widths import WidthTable, decode_widths
 
 _CONNECT_S = 15
+_PATIENCE_S = 10
+"""How long lightship may take there to end when it is told to."""
 _MOST_ANSWER_BYTES = 1 << 24
 _NO_FOLDER, _OTHER_VERSION, _NO_LIGHTSHIP, _NO_ARCHIVE = 71, 72, 73, 74
 
@@ -46,10 +48,6 @@ _THERE = " ".join(
         '"$d"',
         "2>/dev/null && break; sleep 1; done'",
         "EXIT;",
-        # A shell that says "Terminated" to who is gone would end before it has cleaned up.
-        "trap",
-        "''",
-        "PIPE;",
         "trap",
         "'exit",
         "143'",
@@ -102,6 +100,8 @@ _THERE = " ".join(
         "||",
         "exit",
         "{no_archive};",
+        # A shell that says "Terminated" to who is gone would end before it has cleaned up.
+        "trap '' PIPE;",
         "exec",
         "3<&0;",
         "(",
@@ -122,16 +122,12 @@ _THERE = " ".join(
         "cat",
         "<&3",
         ">/dev/null;",
-        # Again and again: Python drops what a signal raises while it clears a lock of an import away.
-        "while",
+        # Once more, if it has not ended when it could have cleaned up: Python drops what a signal
+        # raises while it clears a lock of an import away.
+        "for n in 1 2 3 4 5 6; do kill -TERM $p 2>/dev/null || exit; sleep {patience}; done;",
         "kill",
-        "-TERM",
+        "-KILL",
         "$p",
-        "2>/dev/null;",
-        "do",
-        "sleep",
-        "2;",
-        "done",
         ")",
         ">/dev/null",
         "2>&1",
@@ -243,6 +239,7 @@ def _asked(
             no_lightship=_NO_LIGHTSHIP,
             other_version=_OTHER_VERSION,
             no_archive=_NO_ARCHIVE,
+            patience=_PATIENCE_S,
         )
         return _ask(there, script, archive, version=version, on_line=on_line)
 

@@ -159,7 +159,7 @@ def _carry_out(
         notes = reasons_left_alone(original, step, made)
         artifact = save_keras(made, out, about, seed=seed, notes=notes)
     if made.count_params() == original.count_params():
-        click.echo("nothing was taken out; the lines of the layers say why", err=True)
+        click.echo("nothing was taken out: what is said of each layer tells why", err=True)
     say_done(out, artifact, as_json=as_json)
 
 

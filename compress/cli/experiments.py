@@ -165,10 +165,11 @@ def _dry_run(recipe: Recipe, *, out: Path, store: Path, as_json: bool) -> None:
 
     task = load_task(recipe.data, seed=recipe.seed)
     stages = plan(recipe, task)
-    check_names(recipe, task, stages)
+    found = {name: Store(store).find(stage.model_key) for name, stage in stages.items()}
+    if not all(found.values()):
+        check_names(recipe, task, stages)
     if not as_json:
         click.echo(to_toml(recipe))
-    found = {name: Store(store).find(stage.model_key) for name, stage in stages.items()}
     if as_json:
         done = {name: folder is not None for name, folder in found.items()}
         print_json({"out": str(out), "recipe": builtins_of(recipe), "done": done})

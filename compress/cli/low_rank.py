@@ -116,10 +116,9 @@ def _asked_training(options: dict[str, Any], *, fine_tune: bool) -> dict[str, An
         return {"fine_tune": fit_asked(options), **distill_asked(options)}
     for option in (*options_of(fit_options), *options_of(teacher_options)):
         if is_given(option):
-            raise UserError(
-                f"{option.opts[0]}: is for a training, and --fine-tune is not given; give it too"
-            )
-    return {"distill": False}
+            name = "/".join((*option.opts, *option.secondary_opts))
+            raise UserError(f"{name}: is for a training, and --fine-tune is not given; give it too")
+    return {}
 
 
 def _asked_by(

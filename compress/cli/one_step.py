@@ -86,7 +86,9 @@ def watching(out: Path, *, epochs: int) -> ConsoleWatcher:
 
 
 def say_done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
-    """Say what was written: a line, and one for each layer with weights; or the whole record."""
+    """Say what was written: one line, or the whole record; on stderr, what is known of each layer."""
+    for line in _layer_lines(artifact.layers):
+        click.echo(line, err=True)
     if as_json:
         print_json(artifact)
         return
@@ -95,8 +97,6 @@ def say_done(out: Path, artifact: Artifact, *, as_json: bool) -> None:
         f"{out}  {artifact.size_bytes:,} bytes, {artifact.gzip_bytes:,} gzipped, "
         f"{artifact.parameters:,} weights, {zeros:.1%} zeros"
     )
-    for line in _layer_lines(artifact.layers):
-        click.echo(line)
 
 
 def _layer_lines(layers: Sequence[LayerFacts]) -> Iterator[str]:

@@ -242,7 +242,7 @@ def options_of(decorate: Callable[[Any], Any]) -> list[click.Parameter]:
 def is_given(option: click.Parameter) -> bool:
     """Return whether an option stands on the command line that is carried out."""
     source = click.get_current_context().get_parameter_source(option.name or "")
-    return source is not ParameterSource.DEFAULT
+    return source is ParameterSource.COMMANDLINE
 
 
 def out_option(default: str) -> Callable[[Command], Command]:

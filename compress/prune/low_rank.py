@@ -192,8 +192,8 @@ def ranks_said(original: Any, made: Any) -> dict[str, str]:
         original: the model that the step was given.
         made: the model that it gave.
     """
-    now = dict(named_layers(made))
-    split = [name for name, _ in named_layers(original) if _basis(name) in now]
+    before, now = dict(named_layers(original)), dict(named_layers(made))
+    split = [name for name in before if _basis(name) in now and _basis(name) not in before]
     ranks = {name: now[_basis(name)].output_shape[-1] for name in split}
     return {_basis(name): f"rank {rank}, before {name}" for name, rank in ranks.items()}
 

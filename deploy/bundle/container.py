@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import BundleError, UserError
+from deploy.packing.packed import is_packed
 
 MANIFEST, MODEL, GOLDEN, CARD, SUMS = (
     "manifest.json",
@@ -162,6 +163,10 @@ def unseal(data: bytes, where: str) -> bytes:
         BundleError: if the seal is missing or is of other bytes.
     """
     head, mark = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    if is_packed(head):
+        raise BundleError(
+            f"{where}: is a packed model, no bundle; lightship bundle --packed makes one"
+        )
     if not (head.startswith(b"PK\3\4") and mark.startswith(_SEAL)):
         raise BundleError(f"{where}: is no bundle, or is cut off; get it again")
     if mark[len(_SEAL) :] != hashlib.sha256(head).hexdigest().encode():

@@ -11,6 +11,7 @@ that is where the digest lies, at no cost.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _FEW = 16
 """Rows of so many symbols, or fewer, are decoded faster one by one."""
 _FEW_AT_ONCE = 1 << 12
 _WORTH_SLOTS = 1 << 12
-"""From so many symbols on it is worth it to spread their table over its slots."""
+"""From so many symbols on, it pays to spread their table over its slots."""
 _CUT_OFF = "it is cut off: its code ends before its weights do"
 
 
@@ -112,6 +113,8 @@ class Decoder:
             part = symbols[start : start + rows * lanes]
             if few:
                 part[:] = self._one_by_one(len(part), table)
+            elif len(part) < _WORTH_SLOTS:
+                self._row_by_row_of_few(part, table)
             else:
                 self._row_by_row(part, table)
         return symbols
@@ -166,34 +169,46 @@ class Decoder:
 
     def _row_by_row(self, symbols: Symbols, table: Table) -> None:
         """Decode a symbol of each lane at a time."""
-        lanes, few = len(self._state), len(symbols) < _WORTH_SLOTS
-        ends, frequencies = table.ends, table.frequencies
-        firsts = table.firsts
-        of_slot, frequency, offset = (symbols, ends, ends) if few else table.by_slot
+        of_slot, frequency, offset = table.by_slot
         slots = np.empty(len(symbols), np.int64)
-        for start in range(0, len(symbols), lanes):
-            row = slots[start : start + lanes]
+        for part in self._rows(len(symbols)):
+            row = slots[part]
             state = self._state[: len(row)]
             np.bitwise_and(state, _TOTAL - 1, out=row)
             state >>= PRECISION
-            if few:
-                found = ends.searchsorted(row, "right")
-                symbols[start : start + lanes] = found
-                state *= frequencies.take(found)
-                state += row
-                state -= firsts.take(found)
-            else:
-                state *= frequency.take(row)
-                state += offset.take(row)
-            low = (state < LOWEST).nonzero()[0]
-            if len(low):
-                words = self._words[self._place : self._place + len(low)]
-                if len(words) < len(low):
-                    raise ValueError(_CUT_OFF)
-                state[low] = (state.take(low) << 16) | words
-                self._place += len(low)
-        if not few:
-            symbols[:] = of_slot.take(slots)
+            state *= frequency.take(row)
+            state += offset.take(row)
+            self._take_words(state)
+        symbols[:] = of_slot.take(slots)
+
+    def _row_by_row_of_few(self, symbols: Symbols, table: Table) -> None:
+        """Do the same where it would take longer to spread the table over its slots."""
+        for part in self._rows(len(symbols)):
+            state = self._state[: len(symbols[part])]
+            row = state & _TOTAL - 1
+            found = table.ends.searchsorted(row, "right")
+            symbols[part] = found
+            state >>= PRECISION
+            state *= table.frequencies.take(found)
+            state += row
+            state -= table.firsts.take(found)
+            self._take_words(state)
+
+    def _rows(self, count: int) -> Iterator[slice]:
+        """Yield which symbols make up each row."""
+        lanes = len(self._state)
+        for start in range(0, count, lanes):
+            yield slice(start, min(start + lanes, count))
+
+    def _take_words(self, state: npt.NDArray[np.int64]) -> None:
+        """Give a word to each state that has fallen below its range."""
+        low = (state < LOWEST).nonzero()[0]
+        if len(low):
+            words = self._words[self._place : self._place + len(low)]
+            if len(words) < len(low):
+                raise ValueError(_CUT_OFF)
+            state[low] = (state.take(low) << 16) | words
+            self._place += len(low)
 
     def ends(self, count: int) -> bytes:
         """Return the 16 bits that each of the first ``count`` lanes began with.

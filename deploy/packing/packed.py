@@ -115,7 +115,7 @@ def _unpacked(data: memoryview, most_bytes: int) -> bytes:
     for _ in range(5):
         number, place = _read_varint(data, place)
         numbers.append(number)
-    form, size, text_size, raw_size, lanes = numbers
+    _, size, text_size, raw_size, lanes = numbers
     if size > most_bytes:
         raise ValueError(f"says that it unpacks to {size:,} bytes, {most_bytes:,} are allowed")
     if not _LEAST_LANES <= lanes <= _MOST_LANES:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 _MEMORY = (8, 9)
+_MANY_SYMBOLS = 1 << 16
 """How much of what is deflated shares a table: which is shorter, is tried."""
 
 
@@ -38,9 +39,15 @@ def inflate(data: bytes | memoryview, most_bytes: int) -> bytes:
 
 
 def deflate_symbols(symbols: bytes) -> bytes:
-    """Return symbols of a byte each in few bytes: raw deflate, without a dictionary."""
+    """Return symbols of a byte each in few bytes: raw deflate, without a dictionary.
+
+    Of many symbols, repeats are not looked for: zlib takes seconds for that where they are alike.
+    """
+    strategies = [zlib.Z_HUFFMAN_ONLY]
+    if len(symbols) < _MANY_SYMBOLS:
+        strategies.append(zlib.Z_DEFAULT_STRATEGY)
     tried = []
-    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
+    for strategy in strategies:
         for memory in _MEMORY:
             packer = zlib.compressobj(9, zlib.DEFLATED, -15, memory, strategy)
             tried.append(packer.compress(symbols) + packer.flush())

@@ -1,12 +1,14 @@
 """A bench over ssh, against a real sshd that listens on loopback."""
 
 import getpass
+import importlib.metadata
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -217,6 +219,70 @@ def test_an_interrupted_bench_stops_there_and_leaves_nothing(there, far, model, 
         time.sleep(0.05)
     assert list(far.iterdir()) == []
     assert processes_under(far) == []
+
+
+STUBBORN = """
+import os, signal, sys, tempfile, time
+if "--version" in sys.argv:
+    print("lightship, version", {version!r})
+    sys.exit()
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+scratch = tempfile.mkdtemp(prefix="lightship-bench-")
+while len(told) < {deaf}:
+    time.sleep(0.05)
+time.sleep(2)  # as long as it cleans up, it is left in peace
+open({log!r}, "w").write(str(len(told)))
+"""
+
+
+@needs_sshd
+@pytest.mark.parametrize("deaf", [1, 2])
+def test_who_does_not_end_at_once_is_told_again_but_not_while_it_cleans_up(
+    there, far, model, tmp_path, deaf, monkeypatch
+):
+    monkeypatch.setattr(remote, "_PATIENCE_S", 4)
+    script, log = tmp_path / "stubborn.py", tmp_path / "log"
+    version = importlib.metadata.version("lightship")
+    script.write_text(STUBBORN.format(version=version, deaf=deaf, log=str(log)))
+    command = f"{sys.executable} {script}"
+    stubborn = Remote(host="there", command=command, ssh_config=there.ssh_config)
+
+    def ask():
+        with pytest.raises(UserError):
+            bench_on(stubborn, [model], {})
+
+    bench = threading.Thread(target=ask)
+    hung_up = []
+    monkeypatch.setattr(remote, "_send", lambda archive, stdin: send(archive, stdin, hung_up))
+    bench.start()
+    end = time.monotonic() + 30
+    while not list(far.glob("lightship-on-*/lightship-bench-*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    hung_up[0].close()  # the lifeline, as if we had been killed
+    bench.join(timeout=40)
+    assert not bench.is_alive()
+    assert log.read_text() == str(deaf)
+    assert list(far.iterdir()) == []
+
+
+def send(archive, stdin, kept):
+    stdin.write(archive.read())
+    stdin.flush()
+    kept.append(stdin)
+
+
+@needs_sshd
+def test_a_machine_without_tar_says_that_it_has_none(there, far, tmp_path, monkeypatch):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("mktemp", "rm", "sleep", "head", "tail", "cat", "mkdir", "env"):
+        (tools / name).symlink_to(shutil.which(name))
+    monkeypatch.setattr(remote, "_THERE", f"PATH={tools}; {remote._THERE}")
+    large = tmp_path / "large.onnx"
+    large.write_bytes(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"could not unpack the models: .*tar.*not found"):
+        bench_on(there, [large], QUICK)
 
 
 def test_without_ssh_the_line_says_what_to_install(monkeypatch, tmp_path, model):

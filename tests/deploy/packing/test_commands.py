@@ -59,7 +59,9 @@ def test_who_is_given_a_packed_model_says_that_it_is_packed(command, tmp_path):
     run("pack", model)
     told = run(command, tmp_path / "model.lsp")
     assert told.exit_code == 2, told.output
-    assert told.output.startswith(f"error: {tmp_path / 'model.lsp'}: is packed; lightship unpack")
+    assert told.output.startswith(
+        f"error: {tmp_path / 'model.lsp'}: is a packed model; lightship unpack"
+    )
     assert told.output.count("\n") == 1
 
 

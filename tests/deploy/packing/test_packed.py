@@ -175,6 +175,32 @@ def test_what_a_reader_of_version_one_can_read_says_that_it_is_version_one():
         unpack(bytes(as_one), "here")
 
 
+def test_of_many_symbols_no_repeats_are_looked_for():
+    """zlib takes seconds for them where symbols are alike; every plan of a float has many."""
+    few, many = (len(deflate_symbols(bytes(count))) for count in ((1 << 16) - 1, 1 << 16))
+    assert few < 200
+    assert many >= 1 << 13  # a bit a symbol
+
+
+def test_no_longer_run_is_deflated_than_the_page_says():
+    for count, why in ((1 << 20, "symbols of 5 kinds is deflated"), ((1 << 20) - 1, None)):
+        values = (np.arange(count) % 5).astype(np.uint8).tobytes()
+        model, data = values, deflate_symbols(values)
+        writer = Writer()
+        writer.nibble(Coding.RANGE)
+        writer.number(0)
+        writer.number(4)
+        writer.nibble(4)
+        writer.number(len(data))
+        writer.raw += data
+        packed = by_hand(model, writer, form=2)
+        if why is None:
+            assert unpack(packed, "here") == model
+        else:
+            with pytest.raises(PackingError, match=why):
+                unpack(packed, "here")
+
+
 def layers_alike(count=6, size=24):
     """Return the scales of some layers: floats of one sort, few of them each."""
     return [drawn(seed).normal(0.02, 0.001, size).astype(np.float32) for seed in range(count)]
@@ -220,8 +246,8 @@ def test_what_refers_to_another_tensor_and_what_is_large_stays_by_itself():
         plans.append((values, tensor.dtype.kind, best_plan(values, "float", known)))
         known.append(values)
     together = joined_plans(plans)
-    changed = [at for at, (new, (_, _, old)) in enumerate(zip(together, plans)) if new is not old]
-    assert changed == list(range(len(scales)))
+    changed = [new is not old for new, (_, _, old) in zip(together, plans, strict=True)]
+    assert changed == [True] * len(scales) + [False] * len(others) + [False]
 
 
 def joined(writer, *, index=0, size=None):
