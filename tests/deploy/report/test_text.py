@@ -107,8 +107,8 @@ def test_the_method_says_what_widens_the_intervals_and_when_it_was_timed():
 
 def test_text_is_aligned_left_and_numbers_right_in_markdown():
     assert (
-        "| Variant | Layer | Parameters | Zeros | Bits | Note |\n| --- | --- | ---: | ---: | ---: | --- |"
-        in (to_markdown(example()))
+        "| Variant | Layer | Parameters | Zeros | Values | Bits | Note |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |" in to_markdown(example())
     )
 
 
