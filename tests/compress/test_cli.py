@@ -333,7 +333,7 @@ def test_dry_run_refuses_layers_that_the_network_does_not_have(data, tmp_path):
         "fine_tune = { epochs = 1 }\n"
     )
     line = one_line("run", recipe, "--dry-run")
-    assert line.startswith("error: sparse: skip: no layer is named 'conv9'")
+    assert line.startswith("error: variant 'sparse': skip: no layer is named 'conv9'")
 
 
 def test_what_every_command_takes_is_said_in_its_help():

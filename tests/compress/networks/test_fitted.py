@@ -68,6 +68,7 @@ def test_a_keras_3_model_is_told_from_a_tf_keras_one():
 
 
 def dense(units, activation=None):
+    tf_keras.utils.set_random_seed(0)  # a tanh of positive weights is taken for probabilities
     return tf_keras.Sequential(
         [tf_keras.layers.Input((3,)), tf_keras.layers.Dense(units, activation=activation)]
     )
