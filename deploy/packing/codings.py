@@ -56,7 +56,7 @@ _LEAST_DEFLATED, _MANY = 256, 1 << 20
 """From so many symbols on, there are lanes enough for numpy."""
 _PATIENCE = 1 + 1 / 64
 """How much longer may be what is decoded many times as fast: symbols by zlib, and few symbols in place of
-many. Lanes themselves take three bytes of 448."""
+many. Lanes themselves take three bytes of 464."""
 _PATIENCE_WITH_SMALL = 1 + 1 / 32
 """The same for small tensors, which are a small part of a file and most of the time."""
 _FINENESSES = (0, 1, 2)

@@ -31,7 +31,7 @@ _ONNX, _TEXT, _BYTES = 0, 1, 2
 """An ONNX model; any bytes as text; any bytes by their entropy."""
 _MOST_LANES = 1 << 12
 _LEAST_LANES = 4
-_BYTES_A_LANE = 448
+_BYTES_A_LANE = 464
 _ROWS = 64
 """Fewer symbols a lane than that are not worth one."""
 _DIGEST_BYTES = 32
