@@ -51,7 +51,6 @@ _PLAIN_SINCE = 2
 _JOINED_SINCE = 3
 _MOST_JOINED = 1 << 10
 """Values of a tensor that is tried together with others like it."""
-_MOST_POOLS = 16
 _LEAST_DEFLATED, _MANY = 256, 1 << 20
 """From so many symbols on, there are lanes enough for numpy."""
 _PATIENCE = 1 + 1 / 64
@@ -245,11 +244,12 @@ def joined_plans(tensors: Sequence[tuple[Values, Kind, Plan]]) -> list[Plan]:
             alike.setdefault((values.dtype.itemsize, kind), []).append(index)
     plans, pools = [plan for _, _, plan in tensors], 0
     for (_, kind), members in alike.items():
+        if len(members) < 2:
+            continue
         values = np.concatenate([tensors[index][0] for index in members])
         pool = best_plan(values, kind, depth=1)
         apart = sum(plans[index].bits for index in members)
-        joined = pool.bits + 8 * len(members) + 16
-        if len(members) < 2 or pools == _MOST_POOLS or joined > _PATIENCE_WITH_SMALL * apart:
+        if pool.bits + 8 * len(members) + 16 > _PATIENCE_WITH_SMALL * apart:
             continue
         for index in members:
             plans[index] = _joined(pools, len(values), pool if index == members[0] else None)
@@ -262,7 +262,7 @@ def _joined(index: int, size: int, pool: Plan | None) -> Plan:
 
     def write(writer: Writer) -> None:
         writer.nibble(Coding.JOINED)
-        writer.nibble(index)
+        writer.nibble(index)  # four widths of two kinds: never more than eight
         if pool is not None:
             writer.pools += 1
             writer.number(size)

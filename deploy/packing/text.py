@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 _MEMORY = (8, 9)
-_MANY_SYMBOLS = 1 << 16
 """How much of what is deflated shares a table: which is shorter, is tried."""
+_MANY_SYMBOLS = 1 << 16
+"""From so many on, repeats are not looked for."""
 
 
 @cache

@@ -186,17 +186,9 @@ def test_of_many_symbols_no_repeats_are_looked_for():
 def test_no_longer_run_is_deflated_than_the_page_says():
     for count, why in ((1 << 20, "symbols of 5 kinds is deflated"), ((1 << 20) - 1, None)):
         values = (np.arange(count) % 5).astype(np.uint8).tobytes()
-        model, data = values, deflate_symbols(values)
-        writer = Writer()
-        writer.nibble(Coding.RANGE)
-        writer.number(0)
-        writer.number(4)
-        writer.nibble(4)
-        writer.number(len(data))
-        writer.raw += data
-        packed = by_hand(model, writer, form=2)
+        packed = by_hand(values, written_as(deflate_symbols(values)), form=2)
         if why is None:
-            assert unpack(packed, "here") == model
+            assert unpack(packed, "here") == values
         else:
             with pytest.raises(PackingError, match=why):
                 unpack(packed, "here")
@@ -259,19 +251,17 @@ def joined(writer, *, index=0, size=None):
         ends(writer)
 
 
-def shared_by_two(writer):
-    joined(writer, size=80)
+def shared_by_two(writer, size=80):
+    joined(writer, size=size)
     joined(writer)
 
 
-def shared_by_one(writer):
-    joined(writer, size=79)
-    joined(writer)
+def too_few_for_two(writer):
+    shared_by_two(writer, size=79)
 
 
-def shared_by_three(writer):
-    joined(writer, size=81)
-    joined(writer)
+def too_many_for_two(writer):
+    shared_by_two(writer, size=81)
 
 
 def shared_from_nowhere(writer):
@@ -297,8 +287,8 @@ def shared_in_another(writer):
     ("write", "version", "why"),
     [
         (shared_by_two, 2, "a coding 8 of elements of 1 bytes"),
-        (shared_by_one, 3, "40 values of 1 bytes are not left of those shared"),
-        (shared_by_three, 3, "bytes or values that no weights take"),
+        (too_few_for_two, 3, "40 values of 1 bytes are not left of those shared"),
+        (too_many_for_two, 3, "bytes or values that no weights take"),
         (shared_from_nowhere, 3, "refers to shared values 2 of 1"),
         (shared_beyond_the_model, 3, "150 values of 1 bytes are said to be shared"),
         (shared_of_nothing, 3, "0 values of 1 bytes are said to be shared"),
@@ -325,7 +315,11 @@ def repeated(count):
 
 def with_symbols(data):
     """Return a packed tensor of 300 bytes from 0 to 4, its symbols being what zlib has made."""
-    model = model_of((np.arange(300) % 5).astype(np.int8))
+    return by_hand(model_of((np.arange(300) % 5).astype(np.int8)), written_as(data))
+
+
+def written_as(data):
+    """Return what writes bytes from 0 to 4 by symbols that zlib has made."""
     writer = Writer()
     writer.nibble(Coding.RANGE)
     writer.number(0)
@@ -333,7 +327,7 @@ def with_symbols(data):
     writer.nibble(4)
     writer.number(len(data))
     writer.raw += data
-    return by_hand(model, writer)
+    return writer
 
 
 def by_hand(model, writer, lanes=4, form=0, digest=None, version=2):
