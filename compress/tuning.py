@@ -19,7 +19,7 @@ from compress.artifacts import replace_file, stack_versions
 from compress.data.splits import load_task
 from compress.data.task import Split, Task
 from compress.pictures import draw_search
-from compress.pipeline import TRAINING_CODE, baseline
+from compress.pipeline import STEP_CODE, baseline
 from compress.recipe import BASELINE, Recipe, Variant, decode, load_tables, recipe_of
 from compress.steps import KerasStep, keras_step
 from compress.store import code_digest
@@ -100,7 +100,7 @@ def facts_of(recipe: SearchRecipe, task: Task) -> dict[str, str]:
         "data": task.name,
         "licence": task.licence,
         "samples": without_test(task).digest,
-        "code": code_digest(*TRAINING_CODE),
+        "code": code_digest(*STEP_CODE),
         "recipe": msgspec.toml.encode({**recipe.tables, "tune": _builtins(recipe.tune)}).decode(),
         **stack_versions(),
     }

@@ -326,6 +326,18 @@ def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
     assert not keys & {stage.model_key for stage in pipeline.plan(recipe, task).values()}
 
 
+def test_changed_code_that_prunes_trains_no_baseline_again(recipe, monkeypatch):
+    task = pipeline.load_task(recipe.data, seed=0)
+    before = pipeline.plan(recipe, task)
+    real = pipeline.code_digest
+    monkeypatch.setattr(
+        pipeline, "code_digest", lambda *of: real(*of) + "changed" * ("compress/prune" in of)
+    )
+    after = pipeline.plan(recipe, task)
+    assert before["baseline"] == after["baseline"]
+    assert before["pruned"].keras_key != after["pruned"].keras_key
+
+
 @pytest.mark.parametrize(
     "file", ["evaluate.py", "goals.py", "intervals.py", "metrics.py", "session.py"]
 )
