@@ -19,6 +19,7 @@ from compress.export.proven import Export, export
 from compress.export.to_onnx import to_onnx
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
+from compress.prune.blocks import PruneBlocks, block_facts, check_blocks, prune_blocks
 from compress.prune.channels import (
     Faster,
     PruneChannels,
@@ -88,6 +89,7 @@ KerasStep = (
     MagnitudePrune
     | EntropyPrune
     | PruneChannels
+    | PruneBlocks
     | RemoveDead
     | LowRank
     | Cluster
@@ -131,7 +133,7 @@ class Made:
     search: Mixed | None = None
 
 
-def keras_step(
+def keras_step(  # noqa: C901  # one case a step
     model: Any,
     step: KerasStep,
     task: Task,
@@ -179,6 +181,10 @@ def keras_step(
                 on_epoch=on_epoch,
                 files=files,
                 measure=_speedup_over(model, threads=threads, seed=seed),
+            )
+        case PruneBlocks():
+            return prune_blocks(
+                model, step, task, seed=seed, teacher=taught, on_epoch=on_epoch, files=files
             )
         case RemoveDead():
             return _proven(model, remove_dead(model, step), task), None
@@ -372,7 +378,9 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
             assert_never(step)
 
 
-def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, str]:
+def _reasons_in_keras(  # noqa: C901  # one case a step
+    original: Any, step: KerasStep, made: Any
+) -> dict[str, str]:
     match step:
         case MagnitudePrune():
             return reasons_not_pruned(original, step)
@@ -380,6 +388,8 @@ def _reasons_in_keras(original: Any, step: KerasStep, made: Any) -> dict[str, st
             return reasons_not_coded(original, step)
         case PruneChannels():
             return channel_facts(original, made, step)
+        case PruneBlocks():
+            return block_facts(original, made)
         case RemoveDead():
             return dead_facts(original, made, step)
         case LowRank():
@@ -403,7 +413,7 @@ def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why} | unfolded
 
 
-def check_layer_names(model: Any, step: Step) -> None:  # one case a step
+def check_layer_names(model: Any, step: Step) -> None:  # noqa: C901  # one case a step
     """Refuse a step that names layers which the network does not have, before any training.
 
     Args:
@@ -425,6 +435,8 @@ def check_layer_names(model: Any, step: Step) -> None:  # one case a step
             check_skipped(model, step)
         case PruneChannels():
             check_channel_names(model, step)
+        case PruneBlocks():
+            check_blocks(model, step)
         case LowRank():
             check_low_rank_names(model, step)
         case Cluster():
@@ -473,6 +485,6 @@ def epochs_of(step: Step) -> int:
         return step.fine_tune.epochs if step.fine_tune else 0
     if isinstance(step, Distill):
         return step.train.epochs
-    if isinstance(step, MagnitudePrune | EntropyPrune | Cluster | QuantizeAware):
+    if isinstance(step, MagnitudePrune | EntropyPrune | PruneBlocks | Cluster | QuantizeAware):
         return step.fine_tune.epochs
     return 0

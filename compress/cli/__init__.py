@@ -5,7 +5,11 @@ from __future__ import annotations
 import click
 
 import deploy.cli
-from compress.cli.channels import prune_channels_command, remove_dead_command
+from compress.cli.channels import (
+    prune_blocks_command,
+    prune_channels_command,
+    remove_dead_command,
+)
 from compress.cli.clustering import cluster_command
 from compress.cli.distilling import distill_command
 from compress.cli.experiments import demo, run
@@ -53,6 +57,7 @@ for _command in (
     find_learning_rate,
     prune,
     prune_channels_command,
+    prune_blocks_command,
     remove_dead_command,
     low_rank_command,
     cluster_command,

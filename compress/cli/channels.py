@@ -1,4 +1,4 @@
-"""``lightship prune-channels`` and ``lightship remove-dead``: fewer channels."""
+"""``lightship prune-channels``, ``prune-blocks`` and ``remove-dead``: less of a network, for real."""
 
 from __future__ import annotations
 
@@ -93,6 +93,42 @@ def prune_channels_command(
         **distill_asked(options),
     }
     step = checked({"kind": "prune_channels", **asked}, PruneChannels)
+    _carry_out(model, step, out, trust_code=trust_code, as_json=as_json, options=options)
+
+
+@click.command("prune-blocks")
+@click.argument("model", type=FILE)
+@data_options
+@click.option("--block", multiple=True, metavar="ADD", help="The Add that ends it; * matches.")
+@click.option("--count", type=int, help="Instead: how many, those that are missed least.")
+@teacher_options
+@trust_option
+@fit_options
+@living_options
+@out_option("shallow.keras")
+@json_option
+def prune_blocks_command(
+    model: Path,
+    block: tuple[str, ...],
+    count: int | None,
+    trust_code: bool,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Take residual blocks out of a Keras MODEL and fine-tune what is left.
+
+    Of a block stays its shortcut: what it was given. Only blocks can go whose shortcut has no
+    layers of its own.
+
+    \b
+    lightship prune-blocks resnet.keras --data fashion_mnist --block add1
+    lightship prune-blocks resnet.keras --data fashion_mnist --count 1 --out shallow.keras
+    """
+    from compress.prune.blocks import PruneBlocks
+
+    asked = {"blocks": block, "count": count, "fine_tune": fit_asked(options)}
+    step = checked({"kind": "prune_blocks", **asked, **distill_asked(options)}, PruneBlocks)
     _carry_out(model, step, out, trust_code=trust_code, as_json=as_json, options=options)
 
 

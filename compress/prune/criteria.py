@@ -60,9 +60,9 @@ def scores(
         case "batch_norm":
             return _by_batch_norm(coupling)
         case "taylor":
-            return _by_taylor(coupling, _some(task, samples, seed), task)
+            return _by_taylor(coupling, some_samples(task, samples, seed), task)
         case "activation":
-            return _by_activation(coupling, _some(task, samples, seed)[0])
+            return _by_activation(coupling, some_samples(task, samples, seed)[0])
         case "geometric_median":
             return _by_distance(coupling)
         case "random":
@@ -244,7 +244,7 @@ def _stacked(rows: Array, makes: Units | None, units: Units) -> Array:
     return np.stack([rows[makes == unit].reshape(-1) for unit in units])
 
 
-def _some(task: Task, samples: int, seed: int) -> tuple[Array, Array]:
+def some_samples(task: Task, samples: int, seed: int) -> tuple[Array, Array]:
     """Return some training samples ``x`` and their truth ``y``."""
     count = min(samples, len(task.train))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(task.train))[:count])

@@ -179,9 +179,18 @@ def couple(model: Any) -> Coupling:
     Raises:
         UserError: if the model is no graph of layers.
     """
+    return _Coupler(opened(model)).coupled()
+
+
+def opened(model: Any) -> Any:
+    """Return a model if no model lies in it, else a copy whose inner models are opened up.
+
+    Raises:
+        UserError: if the model is no graph of layers.
+    """
     nested = any(is_model(layer) for layer in getattr(model, "layers", ()))
     plain = getattr(model, "_is_graph_network", False) and not nested
-    return _Coupler(model if plain else flat_copy(model)).coupled()
+    return model if plain else flat_copy(model)
 
 
 def calls_of(model: Any) -> Iterator[Any]:

@@ -76,6 +76,52 @@ def test_where_nothing_is_dead_the_command_says_so(folder):
     assert "keeps all 128 channels: none of them is dead" in result.stderr
 
 
+def residual(folder):
+    """Write a network with one residual block, ``add``, and say where it is."""
+    inputs = tf_keras.layers.Input((6, 6, 1))
+    y = tf_keras.layers.Conv2D(1, 3, padding="same", name="conv")(inputs)
+    x = tf_keras.layers.Flatten()(tf_keras.layers.Add(name="add")([inputs, y]))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(2, activation="softmax", name="dense")(x))
+    model.save(folder / "residual.keras")
+    return folder / "residual.keras"
+
+
+@pytest.mark.parametrize("which", [("--block", "add*"), ("--count", 1)])
+def test_a_block_goes_and_the_record_says_behind_which_layers_it_lay(folder, which):
+    out = folder / "shallow.keras"
+    words = (*which, "--preprocess", "default", "--epochs", 1, "--batch-size", 32, "--out", out)
+    result = invoke(folder, "prune-blocks", residual(folder), *words)
+    assert result.exit_code == 0, result.output
+    names = [layer.name for layer in tf_keras.models.load_model(out).layers]
+    assert not {"conv", "add"} & {*names}
+    (dense,) = read_record(out).layers
+    assert (dense.name, dense.note) == ("dense", "without add (conv) before it")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "give either blocks, by name, or count"),
+        (("--block", "add", "--count", 1), "give either blocks, by name, or count"),
+        (("--count", 0), "count"),
+        (("--count", 2), "count: must be at most 1, got 2; there are add"),
+        (
+            ("--block", "add1"),
+            "blocks: no residual block that can go is named 'add1'; there are add",
+        ),
+    ],
+)
+def test_a_block_that_cannot_go_is_one_line_and_nothing_is_written(folder, words, says):
+    out = folder / "none.keras"
+    words = (*words, "--preprocess", "default", "--out", out)
+    result = invoke(folder, "prune-blocks", residual(folder), *words)
+    assert result.exit_code == 2
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert says in last
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

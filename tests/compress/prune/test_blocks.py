@@ -1,0 +1,272 @@
+"""Residual blocks that go, and those that have to stay."""
+
+import numpy as np
+import pytest
+import tf_keras
+from tf_keras import layers
+
+from compress.networks import ResNet8, build
+from compress.prune import blocks
+from compress.prune.blocks import (
+    Block,
+    PruneBlocks,
+    block_facts,
+    check_blocks,
+    prune_blocks,
+    residual_blocks,
+    without,
+)
+from compress.steps import distillation_of, epochs_of, keras_step, reasons_left_alone
+from compress.train.fit import Fit, History
+from deploy.errors import UserError
+
+EPOCH = Fit(epochs=1, batch_size=64)
+
+
+def conv(filters, name, **more):
+    return layers.Conv2D(filters, 3, padding="same", name=name, **more)
+
+
+def two_blocks(seed=0, channels=4):
+    """Return a network of a stem, two residual blocks ``add1`` and ``add2``, and a head."""
+    tf_keras.utils.set_random_seed(seed)
+    inputs = layers.Input((8, 8, 1))
+    x = layers.ReLU(name="relu0")(conv(channels, "stem")(inputs))
+    for n in (1, 2):
+        y = conv(channels, f"b{n}", bias_initializer="normal")(
+            layers.ReLU(name=f"mid{n}")(conv(6, f"a{n}")(x))
+        )
+        x = layers.ReLU(name=f"relu{n}")(layers.Add(name=f"add{n}")([y, x] if n == 1 else [x, y]))
+    x = layers.Flatten(name="flat")(x)
+    return tf_keras.Model(inputs, layers.Dense(3, activation="softmax", name="dense")(x))
+
+
+def step(**fields):
+    return PruneBlocks(**{"fine_tune": EPOCH, "distill": False} | fields)
+
+
+def answers(model, seed=1):
+    x = np.random.default_rng(seed).normal(size=(4, *model.input_shape[1:])).astype(np.float32)
+    return np.asarray(model(x, training=False))
+
+
+def named(model):
+    return [layer.name for layer in model.layers]
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Leave the training out: which blocks go does not depend on it."""
+    monkeypatch.setattr(blocks, "fit", lambda *_, **__: History(epochs=({},), kept_epoch=1))
+
+
+def test_the_blocks_of_a_network_are_found_with_all_that_lies_in_them():
+    found, reasons = residual_blocks(two_blocks())
+    assert found == [
+        Block(name="add1", layers=("a1", "mid1", "b1"), shortcut=1, repeated="relu1"),
+        Block(name="add2", layers=("a2", "mid2", "b2"), shortcut=0, repeated="relu2"),
+    ]
+    assert reasons == {}
+
+
+def test_without_a_block_a_network_answers_as_one_whose_block_gives_zeros():
+    for gone in (["add1"], ["add2"], ["add1", "add2"]):
+        model = two_blocks()
+        small = without(model, [b for b in residual_blocks(model)[0] if b.name in gone])
+        for name in gone:
+            last = model.get_layer(name.replace("add", "b"))
+            last.set_weights([np.zeros_like(w) for w in last.get_weights()])
+        np.testing.assert_allclose(answers(small), answers(model), rtol=0, atol=1e-6)
+        assert not {*gone, *(n.replace("add", "relu") for n in gone)} & {*named(small)}
+
+
+def test_the_network_that_is_given_stays_as_it_is_and_shares_nothing(tiny_task):
+    model = two_blocks()
+    before = [weight.copy() for weight in model.get_weights()]
+    made, _ = prune_blocks(model, step(blocks=("add1",)), tiny_task, seed=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert not {id(layer) for layer in made.layers} & {id(layer) for layer in model.layers}
+
+
+def test_what_is_left_learns_and_says_what_is_gone(tiny_task):
+    model, asked = two_blocks(), step(count=1, fine_tune=Fit(epochs=12, batch_size=16))
+    made, history = keras_step(model, asked, tiny_task, seed=0)
+    assert history.epochs[-1]["val_accuracy"] > 0.9
+    assert epochs_of(asked) == len(history.epochs) == 12
+    assert made.count_params() < model.count_params()
+    (said,) = reasons_left_alone(model, asked, made).values()
+    assert said in {
+        "without add1 (a1, mid1, b1) before it",
+        "without add2 (a2, mid2, b2) before it",
+    }
+    assert distillation_of(PruneBlocks(fine_tune=EPOCH, count=1)) is not None
+
+
+def test_a_layer_behind_two_blocks_that_went_tells_of_both():
+    model = two_blocks()
+    small = without(model, residual_blocks(model)[0])
+    assert block_facts(model, small) == {
+        "dense": "without add1 (a1, mid1, b1) and add2 (a2, mid2, b2) before it"
+    }
+
+
+@pytest.mark.usefixtures("untrained")
+def test_count_takes_the_block_that_does_nothing(tiny_task):
+    for idle in (1, 2):
+        model = two_blocks()
+        other = model.get_layer(f"b{3 - idle}")
+        other.set_weights([50 * w for w in other.get_weights()])
+        last = model.get_layer(f"b{idle}")
+        last.set_weights([np.zeros_like(w) for w in last.get_weights()])
+        # The labels are what the network says, so that only its own answers have no loss.
+        wanted = np.asarray(model(tiny_task.train.x)).argmax(axis=1)
+        train = tiny_task.train.__class__(raw=tiny_task.train.raw, x=tiny_task.train.x, y=wanted)
+        task = tiny_task.__class__(
+            **{f: getattr(tiny_task, f) for f in tiny_task.__dataclass_fields__} | {"train": train}
+        )
+        made, _ = prune_blocks(model, step(count=1), task, seed=0)
+        assert f"add{idle}" not in named(made)
+        assert f"add{3 - idle}" in named(made)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_two_blocks_go_one_after_the_other(tiny_task):
+    made, _ = prune_blocks(two_blocks(), step(count=2), tiny_task, seed=0)
+    assert named(made)[1:] == ["stem", "relu0", "flat", "dense"]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_blocks_of_models_inside_the_model_go_by_their_long_names(tiny_task):
+    inner = two_blocks()
+    inputs = layers.Input((8, 8, 1))
+    outer = tf_keras.Model(inputs, inner(inputs))
+    made, _ = prune_blocks(outer, step(blocks=(f"{inner.name}/*1",)), tiny_task, seed=0)
+    assert f"{inner.name}/add1" not in named(made)
+    assert f"{inner.name}/add2" in named(made)
+
+
+def test_of_resnet_8_only_the_first_block_can_go():
+    model = build(ResNet8(), input_shape=(28, 28, 1), classes=10, seed=0)
+    (block,), reasons = residual_blocks(model)
+    assert block.layers == ("conv2", "bn2", "relu2", "conv3", "bn3")
+    assert block.repeated == "relu3"
+    assert set(reasons) == {"add2", "add3"}
+    assert "its shortcut has layers too" in reasons["add2"]
+
+
+def test_a_block_inside_a_block_goes_with_it():
+    inputs = layers.Input((4, 4, 2))
+    y = conv(2, "a")(inputs)
+    y = layers.Add(name="inner")([y, conv(2, "b")(y)])
+    x = layers.Add(name="outer")([inputs, y])
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    inner, outer = residual_blocks(model)[0]
+    assert outer.layers == ("a", "b", "inner")
+    assert not {"a", "b", "inner", "outer"} & {*named(without(model, [inner, outer]))}
+    with pytest.raises(UserError, match="count: must be at most 1, got 2; there are inner, outer"):
+        check_blocks(model, step(count=2))
+
+
+def tapped():
+    inputs = layers.Input((4, 4, 2))
+    y = conv(2, "a")(inputs)
+    x = layers.Add(name="add")([inputs, conv(2, "b")(y)])
+    return tf_keras.Model(inputs, layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(y)]))
+
+
+def tapped_as_output():
+    inputs = layers.Input((4, 4, 2))
+    y = conv(2, "a")(inputs)
+    return tf_keras.Model(inputs, [layers.Add(name="add")([inputs, y]), y])
+
+
+def shared():
+    inputs, twice = layers.Input((4, 4, 2)), conv(2, "a")
+    x = layers.Add(name="add")([inputs, twice(inputs)])
+    return tf_keras.Model(inputs, twice(x))
+
+
+def of_three():
+    inputs = layers.Input((4, 4, 2))
+    both = [inputs, conv(2, "a")(inputs), conv(2, "b")(inputs)]
+    return tf_keras.Model(inputs, layers.Add(name="add")(both))
+
+
+def called_twice():
+    inputs, add = layers.Input((4, 4, 2)), layers.Add(name="add")
+    x = add([inputs, conv(2, "a")(inputs)])
+    return tf_keras.Model(inputs, add([x, conv(2, "b")(x)]))
+
+
+def of_itself():
+    inputs = layers.Input((4, 4, 2))
+    return tf_keras.Model(inputs, layers.Add(name="add")([inputs, inputs]))
+
+
+def of_two_inputs():
+    inputs = [layers.Input((4, 4, 2)), layers.Input((4, 4, 2))]
+    return tf_keras.Model(inputs, layers.Add(name="add")(inputs))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (tapped, "'a' in its block is read outside of it too"),
+        (tapped_as_output, "'a' in its block is read outside of it too"),
+        (shared, "'a' in its block is called elsewhere too"),
+        (of_three, "adds 3 tensors"),
+        (called_twice, "is called more than once"),
+        (of_itself, "neither of its tensors is made from the other alone"),
+        (of_two_inputs, "neither of its tensors is made from the other alone"),
+    ],
+)
+def test_a_block_that_others_need_stays_and_says_why(network, reason):
+    found, reasons = residual_blocks(network())
+    assert found == []
+    assert reason in reasons["add"]
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "repeated"),
+    [
+        (layers.ReLU(), layers.ReLU(name="behind"), True),
+        (layers.Activation("relu"), layers.ReLU(name="behind"), True),
+        (layers.ReLU(6.0), layers.Activation("relu6", name="behind"), True),
+        (layers.ReLU(), layers.ReLU(6.0, name="behind"), False),
+        (layers.ReLU(negative_slope=0.1), layers.ReLU(negative_slope=0.1, name="behind"), False),
+        (layers.Activation("tanh"), layers.Activation("tanh", name="behind"), False),
+        (layers.ReLU(), conv(2, "behind", activation="relu"), False),
+    ],
+)
+def test_an_activation_goes_along_only_where_it_has_nothing_left_to_do(before, behind, repeated):
+    inputs = layers.Input((4, 4, 2))
+    x = before(conv(2, "stem")(inputs))
+    x = behind(layers.Add(name="add")([x, conv(2, "a")(x)]))
+    (block,), _ = residual_blocks(tf_keras.Model(inputs, x))
+    assert block.repeated == ("behind" if repeated else None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"blocks": ("add3",)}, "blocks: no residual block that can go is named 'add3'; there are add1"),
+        ({"count": 3}, "count: must be at most 2, got 3; there are add1, add2"),
+    ],
+)  # fmt: skip
+def test_blocks_that_are_not_there_are_refused_before_any_training(fields, says, tiny_task):
+    with pytest.raises(UserError, match=says):
+        check_blocks(two_blocks(), step(**fields))
+    with pytest.raises(UserError, match=says):
+        prune_blocks(two_blocks(), step(**fields), tiny_task, seed=0)
+
+
+def test_a_network_without_blocks_says_so():
+    plain = tf_keras.Sequential([layers.Input((4,)), layers.Dense(3)])
+    with pytest.raises(UserError, match=r"there are none$"):
+        check_blocks(plain, step(count=1))
+
+
+@pytest.mark.parametrize("fields", [{}, {"blocks": ("add1",), "count": 1}])
+def test_a_step_says_either_which_or_how_many(fields):
+    with pytest.raises(ValueError, match="give either blocks, by name, or count"):
+        step(**fields)
