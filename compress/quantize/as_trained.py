@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from deploy.errors import ParityError
 from deploy.graph import array_of, producers, weighted_nodes
+from deploy.kernels import int8_layers, why_not_int8
+from deploy.machine import Target
 from deploy.session import open_model
 
 Array = npt.NDArray[Any]
@@ -58,6 +60,34 @@ def require_as_trained(
             f"for {different} of {expected.size} samples, more than {1 - AGREEMENT:.1%}"
         )
     return 1 - different / int(expected.size)
+
+
+def require_as_planned(quantized: Any, static: Any, *, target: Target | None = None) -> None:
+    """Check that a trained int8 file runs what quantizing the same network afterwards would run.
+
+    Training may choose better numbers; it must not cost a kernel or a byte.
+
+    Args:
+        quantized: the int8 ``ModelProto`` with what was trained.
+        static: the same network, quantized by calibration in the same way.
+        target: the machine whose kernels count; None means this one.
+
+    Raises:
+        ParityError: if a layer that is an int8 kernel of ``static`` runs in float, or the file is
+            larger.
+    """
+    planned, running = (set(int8_layers(one, target=target)) for one in (static, quantized))
+    if missing := sorted(planned - running):
+        why = why_not_int8(quantized, target=target).get(missing[0], "the optimiser undid it")
+        raise ParityError(
+            f"{len(running)} of {len(planned)} planned int8 kernels are in the optimised graph; "
+            f"layer {missing[0]!r}: {why}"
+        )
+    if quantized.ByteSize() > static.ByteSize():
+        raise ParityError(
+            f"the int8 file takes {quantized.ByteSize():,} bytes, more than the "
+            f"{static.ByteSize():,} of quantizing after training"
+        )
 
 
 def _require_values(got: Array, expected: Array) -> None:

@@ -7,11 +7,12 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
+from compress import steps
 from compress.data.task import Task
 from compress.export.proven import Export
 from compress.export.to_onnx import to_onnx
 from compress.networks import load_keras
-from compress.quantize.as_trained import require_as_trained
+from compress.quantize.as_trained import require_as_planned, require_as_trained
 from compress.quantize.aware import QuantizeAware, _nudged, learned, quantize_aware
 from compress.quantize.fold import fold_batch_norm
 from compress.quantize.static import QuantizeStatic, quantize_static
@@ -257,6 +258,41 @@ def test_a_file_that_chooses_other_classes_is_refused(made, tiny_task):
     with pytest.raises(ParityError, match="choose different classes"):
         require_as_trained(file, to_onnx(float_model), mirrored, tiny_task.test.x)
     assert found.one_scale is False
+
+
+def test_a_file_with_fewer_int8_kernels_than_planned_is_refused(made, tiny_task):
+    model, _, file = made
+    floats = QuantizeStatic(target="x86-vnni", exclude=("dw",), exclusion="structural")
+    fewer = quantize_static(to_onnx(model), floats, tiny_task)
+    with pytest.raises(ParityError, match=r"2 of 3 planned int8 kernels .* layer 'dw': "):
+        require_as_planned(fewer, file, target="x86-vnni")
+    require_as_planned(file, file, target="x86-vnni")
+
+
+def test_a_file_that_training_made_larger_is_refused(made):
+    _, _, file = made
+    longer = onnx.ModelProto()
+    longer.CopyFrom(file)
+    longer.doc_string = "more"
+    with pytest.raises(ParityError, match=r"takes [\d,]+ bytes, more than the [\d,]+ of"):
+        require_as_planned(longer, file, target="x86-vnni")
+
+
+def test_the_export_compares_with_post_training_quantization(made, tiny_task, monkeypatch):
+    _, aware, _ = made
+    real, made_with = steps.quantize_static, []
+
+    def smaller(model, static, task, **learned):
+        made_with.append(set(learned))
+        file = real(model, static, task, **learned)
+        if not learned:
+            file.graph.node[0].name = ""
+        return file
+
+    monkeypatch.setattr(steps, "quantize_static", smaller)
+    with pytest.raises(ParityError, match="of quantizing after training"):
+        exported(aware, STEP, Export(), tiny_task)
+    assert made_with == [{"learned"}, set()]
 
 
 @pytest.mark.parametrize("ends", [(0.0, 6.0), (-1.3, 2.7), (-3.0, 0.0), (0.0, 0.0)])
