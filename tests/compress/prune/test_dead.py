@@ -19,6 +19,7 @@ from tests.compress.prune.test_groups import (
     network,
     randomised,
 )
+from tests.drawing import examples
 
 
 def largest_difference(model, made):
@@ -39,8 +40,9 @@ def emptied(model, seed, share):
     return model
 
 
+@pytest.mark.drawn
 @settings(
-    max_examples=50,
+    max_examples=examples(50),
     phases=[Phase.generate],  # as in test_groups
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -12,6 +12,7 @@ from tf_keras import layers
 from compress.networks.named_layers import named_layers
 from compress.prune.cost import macs, parameters
 from compress.prune.groups import couple, narrowed
+from tests.drawing import examples
 
 ACTIVATIONS = st.sampled_from(["linear", "relu", "tanh"])
 WIDTHS = st.integers(2, 5)
@@ -163,8 +164,9 @@ def some_kept(coupling, seed):
     return keep
 
 
+@pytest.mark.drawn
 @settings(
-    max_examples=205,
+    max_examples=examples(205),
     phases=[
         Phase.generate
     ],  # an example is small as it is, and building hundreds more takes minutes

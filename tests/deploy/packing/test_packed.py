@@ -38,6 +38,7 @@ from deploy.packing.tables import from_weights, geometric, most_levels, uniform
 from deploy.packing.text import deflate_symbols, dictionary
 from deploy.packing.weigh import entropy_bits, sizes_of
 from tests.deploy import tiny_onnx
+from tests.drawing import examples
 
 ROOT = Path(__file__).parents[3]
 
@@ -96,7 +97,8 @@ def test_any_bytes_come_back_as_they_were_and_grow_by_little(data):
     assert len(packed) <= len(data) + 64
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.drawn
+@settings(max_examples=examples(100), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtypes=st.lists(st.sampled_from(["int8", "uint8", "float16", "float32", "int32", "int64"])),
