@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,16 +23,14 @@ from compress.artifacts import (
     save_tflite,
     stack_versions,
 )
+from compress.baseline import baseline, baseline_step
 from compress.data.splits import load_task
 from compress.data.task import Task
-from compress.networks import KerasFile, Network, PythonFunction, load_keras
-from compress.prune.channels import Faster, PruneChannels
-from compress.prune.clusters import Cluster
+from compress.networks import KerasFile, load_keras
+from compress.plan import BENCH_CODE, RUNNING_CODE, Stage, check_names, naming, plan
 from compress.prune.distill import Distill
-from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.dynamic import QuantizeDynamic
-from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.lint import lint_calibration
 from compress.quantize.mixed import QuantizeMixed
 from compress.quantize.plots import plot_search
@@ -46,9 +42,7 @@ from compress.steps import (
     OnnxStep,
     Step,
     aimed,
-    check_layer_names,
     distillation_of,
-    epochs_of,
     exported,
     keras_step,
     litert_step,
@@ -57,9 +51,7 @@ from compress.steps import (
     require_kept,
 )
 from compress.store import Store, code_digest, key_of
-from compress.train.distribute import Worker
-from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
-from compress.train.trainable import network_for
+from compress.train.fit import EpochEnd, History, TrainingFiles
 from deploy.audit import audit
 from deploy.bench import bench
 from deploy.bundle.make import bundle_run
@@ -67,7 +59,6 @@ from deploy.errors import UserError, needs_extra
 from deploy.evalset import EvalSet
 from deploy.evaluate import answers_of, compare, evaluate
 from deploy.kernels import why_not_int8
-from deploy.litert import litert_version
 from deploy.machine import this_environment, this_target
 from deploy.packing.weigh import packed_sizes
 from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
@@ -76,7 +67,6 @@ from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training, read_results
 from deploy.report.verdict import best_variant
 from deploy.session import ModelMetadata, open_model
-from deploy.widths import read_widths
 
 _KERAS, _ONNX, _TFLITE = "model.keras", "model.onnx", "model.tflite"
 _HISTORY, _EPOCHS, _MEASUREMENT = "history.json", "epochs.csv", "measurement.json"
@@ -84,34 +74,6 @@ _SEARCH, _PICTURE, _FINDINGS = "search.json", "search.svg", "calibration.json"
 _VARIANTS, _ANSWERS = "variants", "answers.npy"
 BEST = "best.lship"
 """The bundle of the verdict's choice, in the run folder."""
-
-TRAINING_CODE = (
-    "compress/data",
-    "compress/networks",
-    "compress/train",
-    "deploy/preprocess.py",
-)
-"""What makes a baseline; a change of how variants come from it costs no baseline."""
-STEP_CODE = (*TRAINING_CODE, "compress/prune")
-"""What makes a Keras model from another."""
-_EXPORT_CODE = (
-    "compress/export",
-    "deploy/graph.py",
-    "compress/artifacts.py",
-    "compress/steps.py",
-)
-_LITERT_CODE = (*_EXPORT_CODE, "deploy/tflite.py", "deploy/litert.py")
-_SCHEMES = ("compress/quantize", "deploy/kernels.py", "deploy/machine.py")
-_JUDGING_CODE = (
-    "deploy/evaluate.py",
-    "deploy/goals.py",
-    "deploy/intervals.py",
-    "deploy/metrics.py",
-    "deploy/session.py",
-)
-_QUANTIZE_CODE = (*_EXPORT_CODE[1:], *_SCHEMES, *_JUDGING_CODE)
-_RUNNING_CODE = ("deploy/session.py", "deploy/litert.py", "deploy/tflite.py")
-_BENCH_CODE = (*_RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py", "deploy/memory.py")
 
 
 class Watcher(Protocol):
@@ -131,137 +93,6 @@ class Watcher(Protocol):
 
     def bench_advanced(self, done: int, total: int) -> None:
         """``done`` of ``total`` parts of the latency measurement are over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One variant of a recipe and the keys under which its models are kept.
-
-    Attributes:
-        parent: the variant it comes from; None for the baseline.
-        step: what makes it; None for the baseline.
-        keras_key: key of its Keras model; None after an ONNX step.
-        model_key: key of the model that ships.
-        file: the name of that model's file, by whose ending its format is known.
-        epochs: epochs of training that making it takes.
-    """
-
-    name: str
-    parent: str | None
-    step: Step | None
-    keras_key: str | None
-    model_key: str
-    file: str
-    epochs: int
-
-
-def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
-    """Return the stages of a recipe by variant name, in the order in which they run.
-
-    A key covers everything that determines the result: the step, its parent's key, the data, the
-    seed, the versions of the stack and our own code that makes it.
-    """
-    data = {"samples": task.digest, "name": task.name, "licence": task.licence, "goal": task.goal}
-    common = {"data": data, "seed": recipe.seed, "versions": stack_versions()}
-    training = {**common, "code": code_digest(*TRAINING_CODE)}
-    stepping = {**common, "code": code_digest(*STEP_CODE)}
-    exporting = {**common, "code": code_digest(*_EXPORT_CODE)}
-    converting = {**common, "litert": litert_version(), "code": code_digest(*_LITERT_CODE)}
-    quantizing = {**common, "code": code_digest(*_QUANTIZE_CODE)}
-
-    def onnx_of(keras_key: str, step: Step | None) -> str:
-        # What trains for int8 is written by the code that quantizes.
-        writing = (
-            {**exporting, "quantize": quantizing} if isinstance(step, QuantizeAware) else exporting
-        )
-        return key_of({"export": recipe.export, "parent": keras_key, **writing})
-
-    brought = digest_of_what_the_user_brings(recipe.network, task, seed=recipe.seed)
-    trained = key_of(
-        {"network": recipe.network, "brought": brought, "train": recipe.train, **training}
-    )
-    stages = {
-        BASELINE: Stage(
-            name=BASELINE,
-            parent=None,
-            step=None,
-            keras_key=trained,
-            model_key=onnx_of(trained, None),
-            file=_ONNX,
-            epochs=recipe.train.epochs if recipe.train else 0,
-        )
-    }
-    for variant in recipe.variants:
-        parent, step = stages[variant.parent], variant.step
-        keras_key, file = None, _ONNX
-        if isinstance(step, KerasStep):
-            made = {
-                "step": step,
-                "parent": parent.keras_key,
-                **stepping,
-                **_known_to(step, recipe, task),
-            }
-            if distillation_of(step) is not None:
-                made |= {"teacher": trained}
-            keras_key = key_of(made)
-            model_key = onnx_of(keras_key, step)
-        elif isinstance(step, LiteRtStep):
-            file = _TFLITE
-            model_key = key_of({"step": step, "parent": parent.keras_key, **converting})
-        else:
-            # A step that names no target aims at this machine, so the machine is part of the key.
-            target = this_target()
-            made = {"step": step, "parent": parent.model_key, "target": target}
-            if isinstance(step, QuantizeMixed):
-                made |= _timed_here()
-            model_key = key_of({**made, **quantizing})
-        stages[variant.name] = Stage(
-            name=variant.name,
-            parent=variant.parent,
-            step=step,
-            keras_key=keras_key,
-            model_key=model_key,
-            file=file,
-            epochs=epochs_of(step),
-        )
-    return stages
-
-
-def _known_to(step: KerasStep, recipe: Recipe, task: Task) -> dict[str, object]:
-    """Return what determines a step's result beside its parent, the data and the training code."""
-    made: dict[str, object] = {}
-    if isinstance(step, QuantizeAware | FoldBatchNorm | Cluster):
-        made |= {"target": this_target(), "quantize": code_digest(*_SCHEMES)}
-    if isinstance(step, PruneChannels) and step.widths is not None:
-        steps = code_digest("deploy/widths.py")
-        made |= {"widths": read_widths(Path(step.widths.table)), "steps": steps}
-    if (isinstance(step, PruneChannels) and isinstance(step.target, Faster)) or (
-        isinstance(step, LowRank) and isinstance(step.by, BySpeed)
-    ):
-        made |= _timed_here()
-    if isinstance(step, Distill) and step.network is not None:
-        seed, network = recipe.seed, step.network
-        made |= {"brought": digest_of_what_the_user_brings(network, task, seed=seed)}
-    return made
-
-
-def _timed_here() -> dict[str, object]:
-    """Return the parts of a key on which a step depends that times models on this machine."""
-    machine = msgspec.structs.replace(this_environment(), load_average=None)
-    return {"machine": machine, "timing": code_digest(*_BENCH_CODE, "deploy/audit.py")}
-
-
-def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None:
-    """Refuse steps that name layers which the recipe's network does not have.
-
-    Raises:
-        UserError: with the variant's name in front.
-    """
-    model, _ = baseline(recipe.network, None, task, seed=recipe.seed)
-    for stage in stages.values():
-        if stage.step is not None:
-            with _naming(stage.name):
-                check_layer_names(model, stage.step)
 
 
 def run(
@@ -332,43 +163,6 @@ def run(
     return results
 
 
-def baseline(
-    network: Network,
-    train: Fit | None,
-    task: Task,
-    *,
-    seed: int,
-    on_epoch: OnEpoch | None = None,
-    files: TrainingFiles | None = None,
-    worker: Worker | None = None,
-) -> tuple[Any, History | None]:
-    """Return the network as a tf-keras model, and how its training went.
-
-    It is left untrained, and the history None, if ``train`` is None. For ``worker`` see ``fit``.
-    """
-    model = network_for(task, network, seed=seed, in_unit=train is not None)
-    if train is None:
-        return model, None
-    history = fit(model, task, train, seed=seed, on_epoch=on_epoch, files=files, worker=worker)
-    return model, history
-
-
-def with_weights(network: Network, task: Task, weights: Sequence[Any], *, seed: int) -> Any:
-    """Return the network that ``baseline`` trains, mirrored nowhere, with weights that it learned."""
-    model = network_for(task, network, seed=seed)
-    model.set_weights(weights)
-    return model
-
-
-def training_key(step: Any) -> str:
-    """Return what tells the checkpoint of one training step from those of others.
-
-    The loop itself looks at the settings, the data and the weights that it begins with.
-    """
-    code = code_digest(*STEP_CODE)
-    return key_of({"step": step, "versions": stack_versions(), "code": code})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Making:
     """One recipe being carried out."""
@@ -402,7 +196,7 @@ class _Making:
         make = self._export if stage.keras_key else self._quantize
         if isinstance(stage.step, LiteRtStep):
             make = self._convert
-        with _naming(stage.name):
+        with naming(stage.name):
             folder = self.store.add(stage.model_key, lambda aside: make(stage, aside))
         self.watcher.ended(stage.name, reused=False)
         return folder
@@ -529,7 +323,7 @@ class _Making:
         machine = msgspec.structs.replace(this_environment(), load_average=None)
         model = sha256_of(path)
         parts = {"model": model, "data": self.task.digest, "session": options, "machine": machine}
-        code = code_digest(*_RUNNING_CODE, "deploy/evaluate.py", "deploy/preprocess.py")
+        code = code_digest(*RUNNING_CODE, "deploy/evaluate.py", "deploy/preprocess.py")
         key = key_of({"kind": "answers", **parts, "versions": stack_versions(), "code": code})
 
         def answer(aside: Path) -> None:
@@ -551,7 +345,7 @@ class _Making:
         machine = msgspec.structs.replace(this_environment(), load_average=None)
         named = {name: sha256_of(path) for name, path in zip(self.stages, models, strict=True)}
         parts = {"models": list(named.items()), "machine": machine}
-        code = code_digest(*_BENCH_CODE)
+        code = code_digest(*BENCH_CODE)
         key = key_of({"kind": "bench", **parts, "bench": self.recipe.bench, "code": code})
 
         def measure(aside: Path) -> None:
@@ -651,51 +445,12 @@ class _Making:
         return trained
 
 
-@contextlib.contextmanager
-def _naming(variant: str) -> Iterator[None]:
-    """Put the variant's name in front of a mistake that shows while it is made."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"variant {variant!r}: {error}") from error
-
-
 def _variants_of_the_last_run(out: Path) -> set[str]:
     """Return the variants that a run folder's results name; folders of others are not ours."""
     try:
         return {variant.name for variant in read_results(out / "results.json").variants}
     except UserError:
         return set()
-
-
-def baseline_step(network: Network, train: Fit | None) -> dict[str, object]:
-    """Return what made a baseline, as data."""
-    made = {"kind": "train", "network": network, "train": train}
-    return dict(msgspec.to_builtins(made))
-
-
-def digest_of_what_the_user_brings(network: Network, task: Task, *, seed: int) -> str | None:
-    """Return a digest of the network that the user's file or code gives; None for our own.
-
-    Code may import other code, so it is what it builds that counts: layers, settings and weights.
-
-    Raises:
-        UserError: if there is no such file, or the code does not build a network for the task.
-    """
-    if isinstance(network, KerasFile):
-        if not Path(network.path).is_file():
-            raise UserError(f"network: {network.path}: no such file; give a .keras or .h5 file")
-        return sha256_of(Path(network.path))
-    if isinstance(network, PythonFunction):
-        with needs_extra("compress"):
-            import tf_keras
-        tf_keras.backend.clear_session()  # Keras numbers the names it makes up, from here on
-        model, _ = baseline(network, None, task, seed=seed)
-        digest = hashlib.sha256(model.to_json().encode())
-        for weight in model.get_weights():
-            digest.update(weight.tobytes())
-        return digest.hexdigest()
-    return None
 
 
 def _data_facts(task: Task) -> Data:

@@ -14,15 +14,11 @@ from typing import Any
 import msgspec
 
 from compress.artifacts import describe, replace_file, save_keras, stack_versions
+from compress.baseline import baseline, baseline_step, digest_of_what_the_user_brings
 from compress.data.splits import load_task
 from compress.data.task import Task
 from compress.pictures import draw_selection
-from compress.pipeline import (
-    TRAINING_CODE,
-    baseline,
-    baseline_step,
-    digest_of_what_the_user_brings,
-)
+from compress.plan import TRAINING_CODE
 from compress.recipe import Recipe, load_tables, recipe_of, to_toml
 from compress.store import Store, code_digest, key_of
 from compress.train.fit import Fit

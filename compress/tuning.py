@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 
 from compress.artifacts import replace_file, stack_versions
+from compress.baseline import baseline
 from compress.data.splits import load_task
 from compress.data.task import Split, Task
 from compress.pictures import draw_search
-from compress.pipeline import STEP_CODE, baseline
+from compress.plan import STEP_CODE
 from compress.recipe import BASELINE, Recipe, Variant, decode, load_tables, recipe_of
 from compress.steps import KerasStep, keras_step
 from compress.store import code_digest

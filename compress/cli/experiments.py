@@ -159,7 +159,7 @@ def _run(
 def _dry_run(recipe: Recipe, *, out: Path, store: Path, as_json: bool) -> None:
     """Print the resolved recipe, and which of its steps an earlier run has done."""
     from compress.data.splits import load_task
-    from compress.pipeline import check_names, plan
+    from compress.plan import check_names, plan
     from compress.recipe import to_toml
     from compress.store import Store
 

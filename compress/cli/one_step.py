@@ -31,7 +31,7 @@ def resumable(
 
     Nothing is written or removed if not ``keep``: another worker does.
     """
-    from compress.pipeline import training_key
+    from compress.plan import training_key
     from compress.train.fit import TrainingFiles
 
     checkpoint, key = out.with_name(f"{out.name}.unfinished"), training_key(builtins_of(step))

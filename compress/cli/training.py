@@ -60,8 +60,9 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     lightship train --data mnist-sample --network lenet_5 --local-workers 2 --out lenet.keras
     """
     from compress.artifacts import require_place, save_keras
+    from compress.baseline import baseline, baseline_step, with_weights
     from compress.networks import parse_network
-    from compress.pipeline import baseline, baseline_step, training_key, with_weights
+    from compress.plan import training_key
     from compress.train.distribute import WorkerLostError, begin_again, joined
 
     require_place(out, suffix=".keras")

@@ -19,6 +19,7 @@ from compress.data.splits import load_task
 from compress.export.facts import layer_facts
 from compress.export.proven import Export
 from compress.networks import LeNet5, ResNet8
+from compress.plan import plan
 from compress.prune.channels import KeepRatio, PruneChannels
 from compress.prune.clusters import Cluster
 from compress.prune.magnitude import MagnitudePrune
@@ -194,7 +195,7 @@ def test_the_teacher_is_part_of_the_key_of_all_that_listens_to_it(folder):
     def keys(text):
         recipe = parse_recipe(text)
         task = load_task(recipe.data, seed=recipe.seed)
-        return {name: stage.keras_key for name, stage in pipeline.plan(recipe, task).items()}
+        return {name: stage.keras_key for name, stage in plan(recipe, task).items()}
 
     text = CHAIN.format(data=folder / "sides.npz")
     before, after = keys(text), keys(text.replace("clusters = 8", "clusters = 8\ndistill = false"))

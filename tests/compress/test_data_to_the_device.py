@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from compress.baseline import baseline
 from compress.cli import cli
 from compress.data.sources import Data
 from compress.data.splits import load_task
 from compress.export.proven import Export, export
 from compress.networks import Mlp
-from compress.pipeline import baseline
 from compress.quantize.static import QuantizeStatic, quantize_static
 from compress.train.fit import Fit
 from compress.train.optimizers import Adam

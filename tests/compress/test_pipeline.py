@@ -1,7 +1,4 @@
-import dataclasses
-import importlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +9,8 @@ import numpy as np
 import pytest
 
 from compress import pipeline
-from compress.networks import PythonFunction
+from compress.data.splits import load_task
+from compress.plan import plan
 from compress.quantize import mixed
 from compress.recipe import parse_recipe, to_toml
 from compress.store import Store
@@ -233,18 +231,10 @@ def test_a_changed_step_repeats_only_itself_and_its_children(finished, recipe, t
     assert heard.made == ["int8"]
 
 
-def test_another_seed_shares_nothing(finished, recipe):
-    task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
-    reseeded = msgspec.structs.replace(recipe, seed=1)
-    other = {stage.model_key for stage in pipeline.plan(reseeded, task).values()}
-    assert not keys & other
-
-
 def test_a_damaged_step_is_made_again_with_the_same_weights(finished, recipe, tmp_path):
     _, store, results, _ = finished
-    task = pipeline.load_task(recipe.data, seed=recipe.seed)
-    stage = pipeline.plan(recipe, task)["pruned"]
+    task = load_task(recipe.data, seed=recipe.seed)
+    stage = plan(recipe, task)["pruned"]
     model = Store(store).find(stage.model_key) / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1])
     again, heard = run(recipe, tmp_path / "again", store)
@@ -270,13 +260,6 @@ def test_folders_of_others_stay_in_the_run_folder(finished, recipe, tmp_path):
     run(recipe, tmp_path / "out", store)
     assert notes.read_text() == "mine"
     assert (tmp_path / "out/variants/README.txt").exists()
-
-
-def test_other_names_and_licences_of_equal_samples_share_nothing(recipe):
-    task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
-    renamed = dataclasses.replace(task, name="other", licence="other")
-    assert not keys & {stage.model_key for stage in pipeline.plan(recipe, renamed).values()}
 
 
 MIXED = """
@@ -307,73 +290,6 @@ def test_a_search_lies_beside_its_model_and_goes_with_it(
     assert [warning.split(":")[0] for warning in said] == ["int8, mixed"]
     _, heard = run(searched, tmp_path / "out", store)
     assert heard.made == []
-
-
-def test_another_machine_searches_again(data, monkeypatch):
-    searched = parse_recipe((RECIPE + MIXED).format(data=data))
-    task = pipeline.load_task(searched.data, seed=0)
-    here = pipeline.plan(searched, task)
-    other = msgspec.structs.replace(pipeline.this_environment(), cpu="another")
-    monkeypatch.setattr(pipeline, "this_environment", lambda: other)
-    there = pipeline.plan(searched, task)
-    assert {name for name in here if here[name] != there[name]} == {"mixed"}
-
-
-def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
-    task = pipeline.load_task(recipe.data, seed=0)
-    keys = {stage.model_key for stage in pipeline.plan(recipe, task).values()}
-    monkeypatch.setattr(pipeline, "code_digest", lambda *rooms: "changed")
-    assert not keys & {stage.model_key for stage in pipeline.plan(recipe, task).values()}
-
-
-def test_changed_code_that_prunes_trains_no_baseline_again(recipe, monkeypatch):
-    task = pipeline.load_task(recipe.data, seed=0)
-    before = pipeline.plan(recipe, task)
-    real = pipeline.code_digest
-    monkeypatch.setattr(
-        pipeline, "code_digest", lambda *of: real(*of) + "changed" * ("compress/prune" in of)
-    )
-    after = pipeline.plan(recipe, task)
-    assert before["baseline"] == after["baseline"]
-    assert before["pruned"].keras_key != after["pruned"].keras_key
-
-
-@pytest.mark.parametrize(
-    "file", ["evaluate.py", "goals.py", "intervals.py", "metrics.py", "session.py"]
-)
-def test_what_decides_between_quantized_models_is_part_of_their_key(recipe, monkeypatch, file):
-    task = pipeline.load_task(recipe.data, seed=0)
-    before = pipeline.plan(recipe, task)
-    real = pipeline.code_digest
-    monkeypatch.setattr(
-        pipeline, "code_digest", lambda *of: real(*of) + "changed" * (f"deploy/{file}" in of)
-    )
-    after = pipeline.plan(recipe, task)
-    assert {name for name in before if before[name] != after[name]} == {"int8"}
-
-
-def test_a_function_that_builds_another_network_by_changed_imports_shares_nothing(
-    recipe, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_nets.py").write_text(
-        "import tf_keras\nfrom my_size import WIDTH\n"
-        "def make(shape, classes):\n"
-        "    layers = tf_keras.layers\n"
-        "    return tf_keras.Sequential([layers.Input(shape), layers.Flatten(),"
-        " layers.Dense(WIDTH), layers.Dense(classes, 'softmax')])\n"
-    )
-    own = msgspec.structs.replace(recipe, network=PythonFunction(function="my_nets:make"))
-    task = pipeline.load_task(recipe.data, seed=0)
-    keys = []
-    for width in (4, 4, 8):
-        (tmp_path / "my_size.py").write_text(f"WIDTH = {width}\n")
-        for name in ("my_nets", "my_size"):
-            sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-        keys.append(pipeline.plan(own, task)["baseline"].keras_key)
-    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_layer_that_does_not_exist_is_refused_before_any_training(recipe, tmp_path):
@@ -468,7 +384,7 @@ def test_a_training_cut_off_between_two_epochs_goes_on_with_the_next_one(
 
     alone = msgspec.structs.replace(recipe, variants=())
     store = Store(tmp_path / "store")
-    (stage,) = pipeline.plan(alone, pipeline.load_task(alone.data, seed=0)).values()
+    (stage,) = plan(alone, load_task(alone.data, seed=0)).values()
     settings = {"out": tmp_path / "out", "store": store, "command": "", "now": STARTED}
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(alone, watcher=Impatient(), **settings)

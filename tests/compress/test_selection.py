@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from compress.baseline import baseline
 from compress.cli import cli
 from compress.data.splits import load_task
-from compress.pipeline import baseline
 from compress.recipe import load_recipe
 from compress.selection import choose, load_candidates, train_for
 from compress.store import Store

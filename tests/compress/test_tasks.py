@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from compress import pipeline
+from compress.baseline import baseline, with_weights
 from compress.cli import cli
 from compress.data.splits import Data, load_task
 from compress.networks import parse_network
+from compress.plan import plan
 from compress.recipe import load_recipe, parse_recipe
 from compress.selection import train_for
 from compress.shipped import shipped_recipes
@@ -253,15 +255,15 @@ def test_the_winner_of_a_comparison_answers_in_the_unit_of_the_target(values):
     recipe = parse_recipe(RECIPE.format(
         source="diabetes", data='task = "regression"', network=MLP, epochs=1))  # fmt: skip
     winner = train_for(recipe, SHORT, values, epochs=1)
-    folds, _ = pipeline.baseline(recipe.network, SHORT, values, seed=recipe.seed)
+    folds, _ = baseline(recipe.network, SHORT, values, seed=recipe.seed)
     assert np.array_equal(answers(winner, values), answers(folds, values))
     assert answers(winner, values).mean() == pytest.approx(values.scaling.mean[0], rel=0.2)
 
 
 def test_what_several_workers_learned_answers_in_the_unit_of_the_target(values):
     network = parse_network("mlp", trust_code=False)
-    model, _ = pipeline.baseline(network, SHORT, values, seed=0)
-    saved = pipeline.with_weights(network, values, model.get_weights(), seed=0)
+    model, _ = baseline(network, SHORT, values, seed=0)
+    saved = with_weights(network, values, model.get_weights(), seed=0)
     assert np.array_equal(answers(saved, values), answers(model, values))
 
 
@@ -302,6 +304,6 @@ def test_what_does_not_fit_the_task_is_refused_in_one_line(tmp_path, data, netwo
 def test_the_recipes_of_scikit_learns_data_need_no_network_and_have_quantized_variants(name):
     assert name in shipped_recipes()
     recipe = load_recipe(name)
-    task = pipeline.load_task(recipe.data, seed=recipe.seed)
+    task = load_task(recipe.data, seed=recipe.seed)
     assert task.licence != "unknown"
-    assert set(pipeline.plan(recipe, task)) >= {"baseline", "int8"}
+    assert set(plan(recipe, task)) >= {"baseline", "int8"}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from compress.baseline import baseline
 from compress.cli import cli
 from compress.data.splits import load_task
-from compress.pipeline import baseline
 from compress.recipe import parse_recipe, recipe_of
 from compress.train.space import fill, grid_points, range_of
 from compress.train.tune import read_search

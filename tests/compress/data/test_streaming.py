@@ -168,7 +168,7 @@ TRAIN = PEAK.replace(
     "for start in range(0, len(task.train), 32):\n    task.train.x[start : start + 32]\n",
     """
 from compress.networks import Mlp
-from compress.pipeline import baseline
+from compress.baseline import baseline
 from compress.train.fit import Fit
 baseline(Mlp(hidden=(2,)), Fit(epochs=2, batch_size=32, deterministic=False), task, seed=0)
 """,

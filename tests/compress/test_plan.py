@@ -1,0 +1,128 @@
+"""The keys under which results are kept: what they hang on, and what not."""
+
+import dataclasses
+import importlib
+import shutil
+import sys
+
+import msgspec
+import pytest
+
+from compress import plan
+from compress.data.splits import load_task
+from compress.networks import PythonFunction
+from compress.recipe import parse_recipe
+
+RECIPE = """
+name = "small"
+[data]
+source = "digits"
+[network]
+kind = "mlp"
+[train]
+epochs = 1
+[[variant]]
+name = "pruned"
+from = "baseline"
+[variant.step]
+kind = "magnitude_prune"
+final_sparsity = 0.5
+fine_tune = { epochs = 1 }
+[[variant]]
+name = "int8"
+from = "pruned"
+step = { kind = "quantize_static" }
+"""
+MIXED = """
+[[variant]]
+name = "mixed"
+from = "pruned"
+step = { kind = "quantize_mixed", max_drop_points = 100 }
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return parse_recipe(RECIPE)
+
+
+def test_another_seed_shares_nothing(recipe):
+    task = load_task(recipe.data, seed=0)
+    keys = {stage.model_key for stage in plan.plan(recipe, task).values()}
+    reseeded = msgspec.structs.replace(recipe, seed=1)
+    other = {stage.model_key for stage in plan.plan(reseeded, task).values()}
+    assert not keys & other
+
+
+def test_other_names_and_licences_of_equal_samples_share_nothing(recipe):
+    task = load_task(recipe.data, seed=0)
+    keys = {stage.model_key for stage in plan.plan(recipe, task).values()}
+    renamed = dataclasses.replace(task, name="other", licence="other")
+    assert not keys & {stage.model_key for stage in plan.plan(recipe, renamed).values()}
+
+
+def test_another_machine_searches_again(monkeypatch):
+    searched = parse_recipe(RECIPE + MIXED)
+    task = load_task(searched.data, seed=0)
+    here = plan.plan(searched, task)
+    other = msgspec.structs.replace(plan.this_environment(), cpu="another")
+    monkeypatch.setattr(plan, "this_environment", lambda: other)
+    there = plan.plan(searched, task)
+    assert {name for name in here if here[name] != there[name]} == {"mixed"}
+
+
+def test_changed_code_of_lightship_shares_nothing(recipe, monkeypatch):
+    task = load_task(recipe.data, seed=0)
+    keys = {stage.model_key for stage in plan.plan(recipe, task).values()}
+    monkeypatch.setattr(plan, "code_digest", lambda *rooms: "changed")
+    assert not keys & {stage.model_key for stage in plan.plan(recipe, task).values()}
+
+
+def test_changed_code_that_prunes_trains_no_baseline_again(recipe, monkeypatch):
+    task = load_task(recipe.data, seed=0)
+    before = plan.plan(recipe, task)
+    real = plan.code_digest
+    monkeypatch.setattr(
+        plan, "code_digest", lambda *of: real(*of) + "changed" * ("compress/prune" in of)
+    )
+    after = plan.plan(recipe, task)
+    assert before["baseline"] == after["baseline"]
+    assert before["pruned"].keras_key != after["pruned"].keras_key
+
+
+@pytest.mark.parametrize(
+    "file", ["evaluate.py", "goals.py", "intervals.py", "metrics.py", "session.py"]
+)
+def test_what_decides_between_quantized_models_is_part_of_their_key(recipe, monkeypatch, file):
+    task = load_task(recipe.data, seed=0)
+    before = plan.plan(recipe, task)
+    real = plan.code_digest
+    monkeypatch.setattr(
+        plan, "code_digest", lambda *of: real(*of) + "changed" * (f"deploy/{file}" in of)
+    )
+    after = plan.plan(recipe, task)
+    assert {name for name in before if before[name] != after[name]} == {"int8"}
+
+
+def test_a_function_that_builds_another_network_by_changed_imports_shares_nothing(
+    recipe, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(
+        "import tf_keras\nfrom my_size import WIDTH\n"
+        "def make(shape, classes):\n"
+        "    layers = tf_keras.layers\n"
+        "    return tf_keras.Sequential([layers.Input(shape), layers.Flatten(),"
+        " layers.Dense(WIDTH), layers.Dense(classes, 'softmax')])\n"
+    )
+    own = msgspec.structs.replace(recipe, network=PythonFunction(function="my_nets:make"))
+    task = load_task(recipe.data, seed=0)
+    keys = []
+    for width in (4, 4, 8):
+        (tmp_path / "my_size.py").write_text(f"WIDTH = {width}\n")
+        for name in ("my_nets", "my_size"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        keys.append(plan.plan(own, task)["baseline"].keras_key)
+    assert keys[0] == keys[1] != keys[2]
