@@ -11,6 +11,9 @@ import numpy as np
 INPUT = "(input)"
 """What the model's input is called among the layers."""
 
+_MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+"""Operators that only move values."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
@@ -27,22 +30,26 @@ class Learned:
 
 
 def put_learned(ranges: Any, graph: Any, learned: Learned) -> None:
-    """Put learned ranges in the place of the calibrated ones, for all results of their layers."""
+    """Put learned ranges in the place of the calibrated ones, for all results of their layers.
+
+    What a layer does to bring its input into form before it computes keeps the grid of that input.
+    """
     from onnxruntime.quantization.calibrate import TensorData
 
-    def put(tensor: str, name: str) -> None:
-        low, high = learned.ranges[name]
-        if tensor in ranges:
-            ranges[tensor] = TensorData(lowest=np.float32(low), highest=np.float32(high))
-
+    found = {}
     if INPUT in learned.ranges:
-        put(graph.input[0].name, INPUT)
-    for node in graph.node:
+        found[graph.input[0].name] = learned.ranges[INPUT]
+    for node in graph.node:  # in the order in which they are computed
+        if node.op_type in _MOVES and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+            continue
         # A layer's nodes are called "layer" and "layer/relu", those of a nested one "inner/layer".
         name = next((name for name in _prefixes(node.name) if name in learned.ranges), None)
         if name is not None:
-            for tensor in node.output:
-                put(tensor, name)
+            found.update(dict.fromkeys(node.output, learned.ranges[name]))
+    for tensor, (low, high) in found.items():
+        if tensor in ranges:
+            ranges[tensor] = TensorData(lowest=np.float32(low), highest=np.float32(high))
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -83,11 +83,15 @@ def trained_for_int8(model, task, step=STEP):
     return made
 
 
-def classes(model, x):
+def answers(model, x):
     if isinstance(model, onnx.ModelProto):
         opened = open_model(model.SerializeToString())
-        return opened.run(opened.cast(x)).argmax(1)
-    return np.asarray(model(x, training=False)).argmax(1)
+        return opened.run(opened.cast(x))
+    return np.asarray(model(x, training=False))
+
+
+def classes(model, x):
+    return answers(model, x).argmax(1)
 
 
 def weights(model):
@@ -258,6 +262,27 @@ def test_a_file_that_chooses_other_classes_is_refused(made, tiny_task):
     with pytest.raises(ParityError, match="choose different classes"):
         require_as_trained(file, to_onnx(float_model), mirrored, tiny_task.test.x)
     assert found.one_scale is False
+
+
+def test_the_input_keeps_its_own_grid_where_the_first_layer_brings_it_into_form(tiny_task):
+    """A convolution of one channel that no ReLU follows: its file begins by a Reshape of its name."""
+    stack = [
+        layers.Conv2D(4, 3, name="conv1"),
+        layers.MaxPooling2D(name="pool"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(3, activation="softmax", name="scores"),
+    ]
+    aware = trained_for_int8(model_of(stack, tiny_task), tiny_task)
+    file = exported(aware, STEP, Export(), tiny_task)
+    _, found = learned(aware, STEP)
+    first, after, *_ = (node for node in file.graph.node if node.op_type == "QuantizeLinear")
+    stored = weights(file)
+    for node, name in ((first, "(input)"), (after, "conv1")):
+        low, high = found.ranges[name]
+        assert stored[node.input[1]] == pytest.approx((high - low) / 255)
+    np.testing.assert_allclose(
+        answers(file, tiny_task.test.x), answers(aware, tiny_task.test.x), atol=0.02
+    )
 
 
 def test_a_file_with_fewer_int8_kernels_than_planned_is_refused(made, tiny_task):
