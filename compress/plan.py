@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from compress.steps import (
     check_layer_names,
     distillation_of,
     epochs_of,
+    without_named,
 )
 from compress.store import code_digest, key_of
 from deploy.errors import UserError
@@ -190,19 +191,26 @@ def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None
     Raises:
         UserError: with the variant's name in front.
     """
-    model, _ = baseline(recipe.network, None, task, seed=recipe.seed)
+    network, _ = baseline(recipe.network, None, task, seed=recipe.seed)
+    models = {BASELINE: network}
     for stage in stages.values():
-        if stage.step is not None:
+        if stage.step is not None and stage.parent is not None:
+            parent = models[stage.parent]
             with naming(stage.name):
-                check_layer_names(model, stage.step)
+                check_layer_names(parent, stage.step, teacher=network)
+                models[stage.name] = without_named(parent, stage.step)
 
 
-def training_key(step: Any) -> str:
+def training_key(step: Any, *, rooms: Sequence[str] = STEP_CODE) -> str:
     """Return what tells the checkpoint of one training step from those of others.
 
     The loop itself looks at the settings, the data and the weights that it begins with.
+
+    Args:
+        step: what is trained, and how.
+        rooms: the code that does it.
     """
-    code = code_digest(*STEP_CODE)
+    code = code_digest(*rooms)
     return key_of({"step": step, "versions": stack_versions(), "code": code})
 
 

@@ -19,7 +19,13 @@ from compress.export.proven import Export, export
 from compress.export.to_onnx import to_onnx
 from compress.export.to_tflite import LiteRt, reasons_in_float, to_tflite
 from compress.networks.named_layers import named_layers
-from compress.prune.blocks import PruneBlocks, block_facts, check_blocks, prune_blocks
+from compress.prune.blocks import (
+    PruneBlocks,
+    block_facts,
+    check_blocks,
+    prune_blocks,
+    without_blocks,
+)
 from compress.prune.channels import (
     Faster,
     PruneChannels,
@@ -73,6 +79,7 @@ from compress.quantize.mixed import (
 from compress.quantize.static import (
     QuantizeStatic,
     quantize_static,
+    static_ranges,
     why_not_static,
     with_method,
 )
@@ -277,12 +284,14 @@ def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any
     plain, found = learned(model, step)
     float_model = export(plain, settings, samples)
     static = as_static(step, plain, float_model)
-    quantized = quantize_static(float_model, static, task, learned=found)
+    ranges = static_ranges(float_model, static, task)
+    quantized = quantize_static(float_model, static, task, learned=found, ranges=ranges)
     one = task.kind == "classification"
-    # No choice hangs on it, so the test samples may prove it; a search has none.
+    # Two forms of one model are compared, on samples without their truth; a search has no test samples.
     proof = task.test.x if len(task.test) else task.validation.x
     require_as_trained(quantized, float_model, model, proof, chooses_class=one)
-    require_as_planned(quantized, quantize_static(float_model, static, task))
+    after = quantize_static(float_model, static, task, ranges=ranges)
+    require_as_planned(quantized, after, target=static.target)
     return quantized
 
 
@@ -416,21 +425,20 @@ def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why} | unfolded
 
 
-def check_layer_names(model: Any, step: Step) -> None:  # noqa: C901  # one case a step
+def check_layer_names(  # one case a step
+    model: Any, step: Step, *, teacher: Any | None = None
+) -> None:
     """Refuse a step that names layers which the network does not have, before any training.
 
     Args:
         model: the network, trained or not.
         step: the step.
+        teacher: the one that its training listens to; None is ``model`` itself.
 
     Raises:
         UserError: if a name or pattern of the step matches no layer.
     """
-    how = distillation_of(step)
-    same = not (isinstance(step, Distill) and step.network)  # any other step keeps the layers
-    why_not = how and ((same and why_not_hinted(model, how)) or why_not_hinting(model, how))
-    if why_not:
-        raise UserError(why_not)
+    _check_hints(model, step, model if teacher is None else teacher)
     match step:
         case MagnitudePrune():
             check_names(model, step)
@@ -461,6 +469,25 @@ def check_layer_names(model: Any, step: Step) -> None:  # noqa: C901  # one case
             return
         case _:
             assert_never(step)
+
+
+def _check_hints(model: Any, step: Step, teacher: Any) -> None:
+    """Raise a UserError if hints name layers that the teacher, or who learns, will not have."""
+    how = distillation_of(step)
+    if how is None:
+        return
+    learns = None if isinstance(step, Distill) and step.network else without_named(model, step)
+    why_not = (learns and why_not_hinted(learns, how)) or why_not_hinting(teacher, how)
+    if why_not:
+        raise UserError(why_not)
+
+
+def without_named(model: Any, step: Step) -> Any:
+    """Return the network, trained or not, with the layers that a step leaves, as far as they are named."""
+    if isinstance(step, PruneBlocks) and step.blocks:
+        check_blocks(model, step)
+        return without_blocks(model, step)
+    return model
 
 
 def _check_left_out(model: Any, step: QuantizeStatic) -> None:

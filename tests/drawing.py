@@ -2,7 +2,7 @@
 
 import os
 
-THOROUGH = bool(os.environ.get("LIGHTSHIP_THOROUGH"))
+THOROUGH = os.environ.get("LIGHTSHIP_THOROUGH") == "1"
 
 
 def examples(count: int) -> int:

@@ -62,7 +62,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     from compress.artifacts import require_place, save_keras
     from compress.baseline import baseline, baseline_step, with_weights
     from compress.networks import parse_network
-    from compress.plan import training_key
+    from compress.plan import TRAINING_CODE, training_key
     from compress.train.distribute import WorkerLostError, begin_again, joined
 
     require_place(out, suffix=".keras")
@@ -74,7 +74,7 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     cluster = cluster_asked(options)
     first = cluster is None or cluster.index == 0
     task, step = task_asked(options), baseline_step(chosen, fit)
-    about = training_key({"step": step, "data": task.digest, "seed": seed})
+    about = training_key({"step": step, "data": task.digest, "seed": seed}, rooms=TRAINING_CODE)
     timeout = options["worker_timeout"]
     with (
         resumable(out, step, options, keep=first) as files,

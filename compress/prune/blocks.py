@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -24,6 +24,9 @@ from deploy.record import Record
 Positive = Annotated[int, Meta(ge=1)]
 
 _BATCH = 128
+_ENDING_IN_THEIR_ACTIVATION = frozenset(
+    {"Activation", "Dense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"}
+)
 
 
 class PruneBlocks(Record, frozen=True, tag_field="kind", tag="prune_blocks"):
@@ -98,15 +101,19 @@ def prune_blocks(
     """
     require_built(model)
     check_blocks(model, step)
-    made = opened(model)
-    if step.count is None:
-        made = without(made, _named(residual_blocks(made)[0], step.blocks))
+    made = without_blocks(model, step)
     for _ in range(step.count or 0):
-        made = _least_missed(made, task, seed=seed, samples=step.samples)
+        made = _without_least_missed(made, step, task, seed=seed)
     history = fit(
         made, task, step.fine_tune, seed=seed, teacher=teacher, on_epoch=on_epoch, files=files
     )
     return made, history
+
+
+def without_blocks(model: Any, step: PruneBlocks) -> Any:
+    """Return a network, trained or not, without the blocks that a step names, models in it opened up."""
+    graph = opened(model)
+    return without(graph, _named(residual_blocks(graph)[0], step.blocks))
 
 
 def residual_blocks(model: Any) -> tuple[list[Block], dict[str, str]]:
@@ -118,12 +125,14 @@ def residual_blocks(model: Any) -> tuple[list[Block], dict[str, str]]:
     graph = _Graph(model)
     found, reasons = [], {}
     for node in graph.calls:
-        if type(node.layer).__name__ == "Add":
+        if _is_ours(node.layer, {"Add"}):
             block = graph.block_that_ends_in(node)
             if isinstance(block, Block):
                 found.append(block)
             else:
                 reasons[node.layer.name] = block
+        elif _adds_without_a_layer(node.layer):
+            reasons[node.layer.name] = "adds by +; write layers.Add()([x, y])"
     return found, reasons
 
 
@@ -149,22 +158,26 @@ def without(model: Any, blocks: Iterable[Block]) -> Any:
 
 
 def block_facts(original: Any, made: Any) -> dict[str, str]:
-    """Say of the layers that read on where residual blocks went, by name, what they miss.
+    """Say where residual blocks went, beside the layer with weights that comes next.
 
     Args:
         original: the model that the step was given.
         made: the model that it gave.
     """
     left = {layer.name for layer in made.layers}
-    whole = opened(original)
-    graph, missed = _Graph(whole), dict[str, list[str]]()
-    for block in residual_blocks(whole)[0]:
-        if block.name in left:
-            continue
-        for reader in graph.readers_behind(block):
-            if reader in left:
-                missed.setdefault(reader, []).append(f"{block.name} ({', '.join(block.layers)})")
-    return {name: f"without {' and '.join(blocks)} before it" for name, blocks in missed.items()}
+    graph = _Graph(opened(original))
+    gone = [block for block in residual_blocks(graph.model)[0] if block.name not in left]
+    inside = {name for block in gone for name in block.layers}
+    order = [n.layer.name for n in graph.calls if n.layer.weights and n.layer.name in left]
+    said: dict[str, list[str]] = {}
+    for block in gone:
+        if block.name not in inside:
+            behind = graph.behind(block)
+            after = next((name for name in order if name in behind), None)
+            where, name = ("before", after) if after else ("behind", order[-1])
+            what = f"without {block.name} ({', '.join(block.layers)}) {where} it"
+            said.setdefault(name, []).append(what)
+    return {name: "; ".join(all_of) for name, all_of in said.items()}
 
 
 def check_blocks(model: Any, step: PruneBlocks) -> None:
@@ -180,7 +193,7 @@ def check_blocks(model: Any, step: PruneBlocks) -> None:
         if not _named(blocks, (pattern,)):
             raise UserError(f"blocks: no residual block that can go is named '{pattern}'; {there}")
     if step.count is not None and step.count > (most := _outermost(blocks)):
-        raise UserError(f"count: must be at most {most}, got {step.count}; {there}")
+        raise UserError(f"count: {most} residual blocks can go, got {step.count}; {there}")
 
 
 def _named(blocks: Iterable[Block], patterns: Sequence[str]) -> list[Block]:
@@ -193,15 +206,19 @@ def _outermost(blocks: Sequence[Block]) -> int:
     return sum(block.name not in inside for block in blocks)
 
 
-def _least_missed(model: Any, task: Task, *, seed: int, samples: int) -> Any:
+def _without_least_missed(model: Any, step: PruneBlocks, task: Task, *, seed: int) -> Any:
     """Return the network without the one block that it can best do without."""
-    x, y = some_samples(task, samples, seed)
-    candidates = [without(model, [block]) for block in residual_blocks(model)[0]]
-    return min(candidates, key=lambda candidate: _mean_loss(candidate, task, x, y))
+    x, y = some_samples(task, step.samples, seed)
+
+    def loss_without(block: Block) -> float:
+        loss = _mean_loss(without(model, [block]), step, task, x, y)
+        return np.inf if np.isnan(loss) else loss
+
+    return without(model, [min(residual_blocks(model)[0], key=loss_without)])
 
 
-def _mean_loss(model: Any, task: Task, x: Any, y: Any) -> float:
-    loss, wanted = keras_loss(loss_of(None, task), task), targets(task, y)
+def _mean_loss(model: Any, step: PruneBlocks, task: Task, x: Any, y: Any) -> float:
+    loss, wanted = keras_loss(loss_of(step.fine_tune.loss, task), task), targets(task, y)
     parts = [slice(begin, begin + _BATCH) for begin in range(0, len(x), _BATCH)]
     each = [np.asarray(loss(wanted[p], model(x[p], training=False)), np.float64) for p in parts]
     return float(np.concatenate(each).mean())
@@ -216,6 +233,7 @@ class _Graph:
     """Who makes and who reads each tensor of a network."""
 
     def __init__(self, model: Any) -> None:
+        self.model = model
         self.calls = list(calls_of(model))
         self.outputs = {id(tensor) for tensor in model.outputs}
         self.maker = {id(tensor): node for node in self.calls for tensor in listed(node.outputs)}
@@ -236,25 +254,30 @@ class _Graph:
         for shortcut, branch in ((0, 1), (1, 0)):
             inside = self._between(tensors[shortcut], tensors[branch])
             if inside:
+                (result,) = listed(add.outputs)
+                if (tensors[shortcut].shape, tensors[shortcut].dtype) != (
+                    result.shape,
+                    result.dtype,
+                ):
+                    return "spreads what its block was given over another shape or type"
                 return self._why_not_gone(inside, add) or Block(
                     name=add.layer.name,
                     layers=tuple(node.layer.name for node in self.calls if node in inside),
                     shortcut=shortcut,
                     repeated=self._repeated(tensors[shortcut], add),
                 )
-        return "neither of its tensors is made from the other alone: its shortcut has layers too"
+        return "neither of its tensors is made from the other alone, as where a shortcut has layers"
 
-    def readers_behind(self, block: Block) -> list[str]:
-        """Return the layers with weights that are next to read what a block gives."""
-        first = next(node for node in self.calls if node.layer.name == block.name)
-        waiting, names = listed(first.outputs), []
+    def behind(self, block: Block) -> set[str]:
+        """Return the names of all layers that hang on what a block gives."""
+        end = next(node for node in self.calls if node.layer.name == block.name)
+        waiting, seen = listed(end.outputs), set()
         while waiting:
             for node in self.readers.get(id(waiting.pop()), []):
-                if node.layer.weights:
-                    names.append(node.layer.name)
-                else:
+                if node.layer.name not in seen:
+                    seen.add(node.layer.name)
                     waiting += listed(node.outputs)
-        return names
+        return seen
 
     def _between(self, begin: Any, end: Any) -> list[Any]:
         """Return all calls between two tensors; none if something else is read on the way too."""
@@ -290,8 +313,18 @@ class _Graph:
         if len(readers) != 1 or len(self.called[id(readers[0].layer)]) > 1:
             return None
         behind, before = _rectifier(readers[0].layer), _rectifier(self.maker[id(shortcut)].layer)
-        only = type(readers[0].layer).__name__ in {"ReLU", "Activation"}
+        only = _is_ours(readers[0].layer, {"ReLU", "Activation"})
         return readers[0].layer.name if only and behind is not None and behind == before else None
+
+
+def _is_ours(layer: Any, kinds: Collection[str]) -> bool:
+    """Say whether a layer is one of Keras itself, of one of these kinds: what others do is not known."""
+    return type(layer).__name__ in kinds and type(layer).__module__.startswith("tf_keras.")
+
+
+def _adds_without_a_layer(layer: Any) -> bool:
+    function = layer.get_config()["function"] if _is_ours(layer, {"TFOpLambda"}) else ""
+    return function in {"__operators__.add", "math.add"}
 
 
 def _rectifier(layer: Any) -> float | None:
@@ -299,9 +332,11 @@ def _rectifier(layer: Any) -> float | None:
 
     What went through it once is left as it is by a second one.
     """
-    if type(layer).__name__ == "ReLU":
+    if _is_ours(layer, {"ReLU"}):
         plain = layer.negative_slope == 0 and layer.threshold == 0
-        most = float("inf") if layer.max_value is None else float(layer.max_value)
+        most = np.inf if layer.max_value is None else float(layer.max_value)
         return most if plain else None
-    named = getattr(getattr(layer, "activation", None), "__name__", None)
-    return {"relu": float("inf"), "relu6": 6.0}.get(named or "")
+    if not _is_ours(layer, _ENDING_IN_THEIR_ACTIVATION):
+        return None
+    named = getattr(layer.activation, "__name__", "")
+    return {"relu": np.inf, "relu6": 6.0}.get(named)

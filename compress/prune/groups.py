@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from compress.networks.named_layers import is_model
 from compress.networks.rewire import copied, flat_copy, rewired
+from deploy.errors import UserError
 
 Array = npt.NDArray[Any]
 Units = npt.NDArray[np.int64]
@@ -188,9 +189,12 @@ def opened(model: Any) -> Any:
     Raises:
         UserError: if the model is no graph of layers.
     """
-    nested = any(is_model(layer) for layer in getattr(model, "layers", ()))
-    plain = getattr(model, "_is_graph_network", False) and not nested
-    return model if plain else flat_copy(model)
+    if not getattr(model, "_is_graph_network", False):
+        raise UserError(
+            f"model {model.name!r}: is no graph of layers; give a functional or Sequential model that "
+            "is built"
+        )
+    return flat_copy(model) if any(is_model(layer) for layer in model.layers) else model
 
 
 def calls_of(model: Any) -> Iterator[Any]:

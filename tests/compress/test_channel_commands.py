@@ -104,7 +104,7 @@ def test_a_block_goes_and_the_record_says_behind_which_layers_it_lay(folder, whi
         ((), "give either blocks, by name, or count"),
         (("--block", "add", "--count", 1), "give either blocks, by name, or count"),
         (("--count", 0), "count"),
-        (("--count", 2), "count: must be at most 1, got 2; there are add"),
+        (("--count", 2), "count: 1 residual blocks can go, got 2; there are add"),
         (
             ("--block", "add1"),
             "blocks: no residual block that can go is named 'add1'; there are add",

@@ -289,7 +289,9 @@ def test_a_file_with_fewer_int8_kernels_than_planned_is_refused(made, tiny_task)
     model, _, file = made
     floats = QuantizeStatic(target="x86-vnni", exclude=("dw",), exclusion="structural")
     fewer = quantize_static(to_onnx(model), floats, tiny_task)
-    with pytest.raises(ParityError, match=r"2 of 3 planned int8 kernels .* layer 'dw': "):
+    with pytest.raises(
+        ParityError, match=r"2 of 3 planned int8 kernels .* layer 'dw': the file has it"
+    ):
         require_as_planned(fewer, file, target="x86-vnni")
     require_as_planned(file, file, target="x86-vnni")
 
@@ -298,26 +300,38 @@ def test_a_file_that_training_made_larger_is_refused(made):
     _, _, file = made
     longer = onnx.ModelProto()
     longer.CopyFrom(file)
-    longer.doc_string = "more"
+    longer.graph.node[0].doc_string = "more"
     with pytest.raises(ParityError, match=r"takes [\d,]+ bytes, more than the [\d,]+ of"):
         require_as_planned(longer, file, target="x86-vnni")
+
+
+def test_how_protobuf_writes_a_zero_point_makes_no_file_larger(made):
+    """A number of 128 takes a byte more than one of 127, a negative one ten."""
+    _, _, file = made
+    other = onnx.ModelProto()
+    other.CopyFrom(file)
+    for tensor in other.graph.initializer:
+        if tensor.name.endswith("zero_point") and tensor.data_type == onnx.TensorProto.UINT8:
+            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, tensor.data_type, [], [200]))
+    assert other.ByteSize() > file.ByteSize()
+    require_as_planned(other, file, target="x86-vnni")
 
 
 def test_the_export_compares_with_post_training_quantization(made, tiny_task, monkeypatch):
     _, aware, _ = made
     real, made_with = steps.quantize_static, []
 
-    def smaller(model, static, task, **learned):
-        made_with.append(set(learned))
-        file = real(model, static, task, **learned)
-        if not learned:
+    def smaller(model, static, task, **more):
+        made_with.append(set(more))
+        file = real(model, static, task, **more)
+        if "learned" not in more:
             file.graph.node[0].name = ""
         return file
 
     monkeypatch.setattr(steps, "quantize_static", smaller)
     with pytest.raises(ParityError, match="of quantizing after training"):
         exported(aware, STEP, Export(), tiny_task)
-    assert made_with == [{"learned"}, set()]
+    assert made_with == [{"learned", "ranges"}, {"ranges"}]
 
 
 @pytest.mark.parametrize("ends", [(0.0, 6.0), (-1.3, 2.7), (-3.0, 0.0), (0.0, 0.0)])
