@@ -12,6 +12,7 @@ from compress import plan
 from compress.data.splits import load_task
 from compress.networks import PythonFunction
 from compress.recipe import parse_recipe
+from deploy.errors import UserError
 
 RECIPE = """
 name = "small"
@@ -126,3 +127,70 @@ def test_a_function_that_builds_another_network_by_changed_imports_shares_nothin
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         keys.append(plan.plan(own, task)["baseline"].keras_key)
     assert keys[0] == keys[1] != keys[2]
+
+
+BLOCKS = """
+name = "shallow"
+[data]
+source = "digits"
+[network]
+kind = "resnet_8"
+[train]
+epochs = 1
+[[variant]]
+name = "shallow"
+from = "baseline"
+[variant.step]
+kind = "prune_blocks"
+blocks = ["add1"]
+fine_tune = {{ epochs = 1 }}
+{distill}
+[[variant]]
+name = "next"
+from = "shallow"
+[variant.step]
+{step}
+fine_tune = {{ epochs = 1 }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "distill", "complaint"),
+    [
+        (
+            'kind = "prune_blocks"\nblocks = ["add1"]',
+            "",
+            "variant 'next': blocks: no residual block that can go is named 'add1'; there are none",
+        ),
+        (
+            'kind = "prune_channels"\nlayer_widths = { conv2 = 8 }',
+            "",
+            "variant 'next': layer_widths: no layer with channels is named 'conv2'",
+        ),
+        (
+            'kind = "magnitude_prune"\nfinal_sparsity = 0.5\ndistill = { hints = { conv2 = "conv2" } }',
+            "",
+            "variant 'next': hints: the network that learns has no layer 'conv2'",
+        ),
+        (
+            'kind = "magnitude_prune"\nfinal_sparsity = 0.5',
+            'distill = { hints = { conv2 = "conv2" } }',
+            "variant 'shallow': hints: the network that learns has no layer 'conv2'",
+        ),
+    ],
+)
+def test_what_a_block_took_along_cannot_be_named_after_it(step, distill, complaint):
+    recipe = parse_recipe(BLOCKS.format(step=step, distill=distill))
+    task = load_task(recipe.data, seed=0)
+    with pytest.raises(UserError) as refusal:
+        plan.check_names(recipe, task, plan.plan(recipe, task))
+    assert complaint in str(refusal.value)
+
+
+def test_a_hint_of_the_teacher_may_name_what_a_block_took_along():
+    step = (
+        'kind = "magnitude_prune"\nfinal_sparsity = 0.5\ndistill = { hints = { conv1 = "conv3" } }'
+    )
+    recipe = parse_recipe(BLOCKS.format(step=step, distill=""))
+    task = load_task(recipe.data, seed=0)
+    plan.check_names(recipe, task, plan.plan(recipe, task))
