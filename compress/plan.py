@@ -39,6 +39,7 @@ from deploy.widths import read_widths
 _ONNX, _TFLITE = "model.onnx", "model.tflite"
 
 TRAINING_CODE = (
+    "compress/baseline.py",
     "compress/data",
     "compress/networks",
     "compress/train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import functools
@@ -47,7 +48,8 @@ def code_digest(*rooms: str) -> str:
     """Return one digest over the source of some of our own modules or folders of modules.
 
     A key that holds it changes when the code does that made the result, so that a new version of
-    lightship, or a checkout that was pulled, never passes an old result off as its own.
+    lightship, or a checkout that was pulled, never passes an old result off as its own. Comments,
+    docstrings and layout are left out: words make no other result.
 
     Args:
         rooms: paths from the folder that holds the packages, such as ``compress/train``.
@@ -58,8 +60,33 @@ def code_digest(*rooms: str) -> str:
         path = root / room
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
-            digest.update(file.read_bytes())
+            digest.update(_digest_of(file))
     return digest.hexdigest()
+
+
+@functools.cache
+def _digest_of(file: Path) -> bytes:
+    return hashlib.sha256(code_of(file.read_text(encoding="utf-8")).encode()).digest()
+
+
+def code_of(source: str) -> str:
+    """Return what Python makes of a source, without its comments, docstrings and layout.
+
+    >>> code_of("x = 1  # one") == code_of("x=1; 'One.'")
+    True
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            body[:] = [statement for statement in body if not _is_text(statement)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.AST) -> bool:
+    """Say whether a statement is a string by itself, such as a docstring."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 class Store:

@@ -47,7 +47,7 @@ class Task:
     """A task: what to learn, from what, and by what it is judged.
 
     ``calibration`` is part of ``train``; ``train``, ``validation`` and ``test`` are disjoint.
-    Steps and searches look at ``validation``; only the report looks at ``test``.
+    Steps and searches look at ``validation``; only the report looks at the truth of ``test``.
 
     Attributes:
         name: the data source, as its user wrote it.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.store import Store, key_of
+from compress.store import Store, code_of, key_of
 from deploy.errors import UserError
 
 
@@ -21,6 +21,41 @@ def test_the_key_does_not_depend_on_the_order_of_its_parts():
 
 def test_the_key_changes_with_any_part():
     assert key_of({"a": 1}) != key_of({"a": 2}) != key_of({"b": 2})
+
+
+SOURCE = """
+class Fit:
+    '''How it trains.'''
+
+    epochs: int = 3
+    '''How long.'''
+
+    def __call__(self, x):
+        '''Return more.'''
+        return x + 1  # more
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("How it trains.", "How it learns."),
+        ("How long.", ""),
+        ("Return more.", "Return one more."),
+        ("  # more", ""),
+        ("x + 1", "(x  +  1)"),
+    ],
+)
+def test_words_and_layout_are_no_code(before, after):
+    assert code_of(SOURCE.replace(before, after)) == code_of(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("= 3", "= 4"), ("x + 1", "x - 1"), ("epochs", "rounds"), ("x + 1", "'x' + x")],
+)
+def test_what_computes_otherwise_is_other_code(before, after):
+    assert code_of(SOURCE.replace(before, after)) != code_of(SOURCE)
 
 
 def test_what_was_added_is_found(tmp_path):
