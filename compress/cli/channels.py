@@ -99,8 +99,15 @@ def prune_channels_command(
 @click.command("prune-blocks")
 @click.argument("model", type=FILE)
 @data_options
-@click.option("--block", multiple=True, metavar="ADD", help="The Add that ends it; * matches.")
-@click.option("--count", type=int, help="Instead: how many, those that are missed least.")
+@click.option(
+    "--block",
+    multiple=True,
+    metavar="ADD",
+    help="The Add that ends it; * matches; may be repeated.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Instead: how many, those that are missed least."
+)
 @teacher_options
 @trust_option
 @fit_options

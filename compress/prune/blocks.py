@@ -175,7 +175,8 @@ def block_facts(original: Any, made: Any) -> dict[str, str]:
             behind = graph.behind(block)
             after = next((name for name in order if name in behind), None)
             where, name = ("before", after) if after else ("behind", order[-1])
-            what = f"without {block.name} ({', '.join(block.layers)}) {where} it"
+            also = (block.repeated,) if block.repeated and block.repeated not in left else ()
+            what = f"without {block.name} ({', '.join((*block.layers, *also))}) {where} it"
             said.setdefault(name, []).append(what)
     return {name: "; ".join(all_of) for name, all_of in said.items()}
 

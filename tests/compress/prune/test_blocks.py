@@ -106,7 +106,7 @@ def test_what_is_left_learns_and_says_what_is_gone(tiny_task):
     behind = {"add1": "a2", "add2": "dense"}[gone]
     n = gone[-1]
     assert reasons_left_alone(model, asked, made) == {
-        behind: f"without {gone} (a{n}, mid{n}, b{n}) before it"
+        behind: f"without {gone} (a{n}, mid{n}, b{n}, relu{n}) before it"
     }
     assert distillation_of(PruneBlocks(fine_tune=EPOCH, count=1)) is not None
 
@@ -115,7 +115,8 @@ def test_a_layer_behind_two_blocks_that_went_tells_of_both():
     model = two_blocks()
     small = without(model, residual_blocks(model)[0])
     assert block_facts(model, small) == {
-        "dense": "without add1 (a1, mid1, b1) before it; without add2 (a2, mid2, b2) before it"
+        "dense": "without add1 (a1, mid1, b1, relu1) before it; "
+        "without add2 (a2, mid2, b2, relu2) before it"
     }
 
 
