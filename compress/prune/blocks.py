@@ -136,7 +136,7 @@ def residual_blocks(model: Any) -> tuple[list[Block], dict[str, str]]:
     return found, reasons
 
 
-def without(model: Any, blocks: Iterable[Block]) -> Any:
+def without(model: Any, blocks: Sequence[Block]) -> Any:
     """Return a network without some of its blocks: a plain model with weights of its own."""
     gone = {name for block in blocks for name in (*block.layers, block.repeated)}
     shortcuts = {block.name: block.shortcut for block in blocks}
@@ -170,7 +170,7 @@ def block_facts(original: Any, made: Any) -> dict[str, str]:
     inside = {name for block in gone for name in block.layers}
     order = [n.layer.name for n in graph.calls if n.layer.weights and n.layer.name in left]
     said: dict[str, list[str]] = {}
-    for block in gone:
+    for block in gone if order else ():  # a network without weights has none to say it beside
         if block.name not in inside:
             behind = graph.behind(block)
             after = next((name for name in order if name in behind), None)

@@ -128,6 +128,12 @@ def test_a_block_that_nothing_with_weights_reads_is_told_of_too():
     assert block_facts(model, small) == {"stem": "without add (a) behind it"}
 
 
+def test_of_a_network_that_has_no_weights_left_nothing_is_said():
+    inputs = layers.Input((4, 4, 2))
+    model = tf_keras.Model(inputs, layers.Add(name="add")([inputs, conv(2, "a")(inputs)]))
+    assert block_facts(model, without(model, residual_blocks(model)[0])) == {}
+
+
 def test_what_trains_is_told_all_that_the_step_was(untrained, tiny_task):
     more = {"teacher": object(), "on_epoch": print, "files": TrainingFiles(key="k")}
     made, _ = prune_blocks(two_blocks(), step(blocks=("add1",)), tiny_task, seed=5, **more)
