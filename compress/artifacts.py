@@ -77,7 +77,13 @@ def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> M
 
 
 def save_onnx(
-    model: Any, path: Path, about: ModelMetadata, *, seed: int, notes: Mapping[str, str]
+    model: Any,
+    path: Path,
+    about: ModelMetadata,
+    *,
+    seed: int,
+    notes: Mapping[str, str],
+    keras_agreement: float | None = None,
 ) -> Artifact:
     """Write an ONNX model that says what it is, and its record beside it as ``PATH.json``.
 
@@ -87,12 +93,14 @@ def save_onnx(
         about: what the model says of itself.
         seed: seed of the step that made it.
         notes: why the step left layers alone, by layer name.
+        keras_agreement: how often it was seen to answer as the Keras model, for the record.
     """
     import onnx
 
     described = with_metadata(model, about)
     replace_file(path, lambda aside: onnx.save_model(described, str(aside)))
-    return _save_record("onnx", path, about, seed, layer_facts(onnx.load(str(path)), notes))
+    layers = layer_facts(onnx.load(str(path)), notes)
+    return _save_record("onnx", path, about, seed, layers, keras_agreement=keras_agreement)
 
 
 def save_tflite(
@@ -200,7 +208,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _save_record(
-    kind: Any, path: Path, about: ModelMetadata, seed: int, layers: tuple[LayerFacts, ...]
+    kind: Any,
+    path: Path,
+    about: ModelMetadata,
+    seed: int,
+    layers: tuple[LayerFacts, ...],
+    *,
+    keras_agreement: float | None = None,
 ) -> Artifact:
     artifact = Artifact(
         format=kind,
@@ -211,6 +225,7 @@ def _save_record(
         parameters=sum(layer.parameters for layer in layers),
         nonzero_parameters=sum(layer.parameters - layer.zeros for layer in layers),
         layers=layers,
+        keras_agreement=keras_agreement,
         **msgspec.structs.asdict(about),
     )
     text = msgspec.json.format(msgspec.json.encode(artifact))

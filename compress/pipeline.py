@@ -262,13 +262,20 @@ class _Making:
         """Write ``model.onnx`` of a Keras stage, with the numbers of Keras, and its record."""
         keras = self._keras(stage) / _KERAS
         made = load_keras(keras, trust_code=self._trusted)
-        model = exported(made, stage.step, self.recipe.export, self.task)
+        model, agreement = exported(made, stage.step, self.recipe.export, self.task)
         notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
         if isinstance(stage.step, QuantizeAware):
             notes |= why_not_int8(model, target=this_target())
         parent = self._parent_onnx(stage)
         about = self._about(stage, parent)
-        record = save_onnx(model, folder / _ONNX, about, seed=self.recipe.seed, notes=notes)
+        record = save_onnx(
+            model,
+            folder / _ONNX,
+            about,
+            seed=self.recipe.seed,
+            notes=notes,
+            keras_agreement=agreement,
+        )
         require_kept(record, stage.step, read_record(parent) if parent else None)
 
     def _quantize(self, stage: Stage, folder: Path) -> None:

@@ -265,8 +265,13 @@ def _proven(model: Any, made: Any, task: Task) -> Any:
     return made
 
 
-def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any:
-    """Return a tf-keras model as an ``onnx.ModelProto`` that gives its numbers.
+def exported(
+    model: Any, step: Step | None, settings: Export, task: Task
+) -> tuple[Any, float | None]:
+    """Return a tf-keras model as an ``onnx.ModelProto`` that gives its numbers, and how often it does.
+
+    The second is the share of samples on which it chooses the class that the Keras model chooses,
+    of what ``QuantizeAware`` trained for classes; None of all else, which is compared by value.
 
     Args:
         model: what a Keras step, or the baseline's training, gave; left alone.
@@ -280,7 +285,7 @@ def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any
     """
     samples = task.validation.x[:PARITY_SAMPLES]
     if not isinstance(step, QuantizeAware):
-        return export(model, settings, samples)
+        return export(model, settings, samples), None
     plain, found = learned(model, step)
     float_model = export(plain, settings, samples)
     static = as_static(step, plain, float_model)
@@ -289,10 +294,10 @@ def exported(model: Any, step: Step | None, settings: Export, task: Task) -> Any
     one = task.kind == "classification"
     # Two forms of one model are compared, on samples without their truth; a search has no test samples.
     proof = task.test.x if len(task.test) else task.validation.x
-    require_as_trained(quantized, float_model, model, proof, chooses_class=one)
+    agreement = require_as_trained(quantized, float_model, model, proof, chooses_class=one)
     after = quantize_static(float_model, static, task, ranges=ranges)
     require_as_planned(quantized, after, target=static.target)
-    return quantized
+    return quantized, agreement
 
 
 def require_kept(made: Artifact, step: Step | None, parent: Artifact | None) -> None:

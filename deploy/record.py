@@ -98,6 +98,10 @@ class Artifact(Record, frozen=True):
     """Name of the data set that the model was trained on."""
     data_licence: str = ""
     goal: Goal = Goal()
+    keras_agreement: float | None = None
+    """Of what was trained for int8: the share of samples, the test samples where there are some, on
+    which this file chooses the class that the Keras model of that training chooses. None of other
+    files, and where answers are numbers."""
 
 
 class Confusion(Record, frozen=True, tag_field="kind", tag="confusion"):

@@ -325,6 +325,7 @@ def _variant(done: Finished, seen: Latency | None) -> Variant:
         int8_layers=audit.int8_layers if audit else None,
         weighted_layers=len(audit.layers) if audit else None,
         float_islands=len(audit.float_islands) if audit else None,
+        keras_agreement=artifact.keras_agreement,
         metrics=done.evaluation.metrics,
         per_label=done.evaluation.per_label,
         per_label_delta=parent.per_label_delta if parent else (),

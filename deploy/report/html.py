@@ -22,9 +22,11 @@ from deploy.report.runtimes import ABOUT as RUNTIMES
 from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
     INT8_METHOD,
+    KERAS_AGREEMENT,
     audited,
     environment_facts,
     front,
+    keras_agreements,
     method,
     step_words,
 )
@@ -95,6 +97,8 @@ def to_html(results: Results) -> str:
         runtime_lines=runtime_lines(results),
         about_runtimes=RUNTIMES,
         audited=audited(results),
+        agreements=keras_agreements(results),
+        agreement_title=KERAS_AGREEMENT,
         int8_method=INT8_METHOD.replace("`", ""),
         resources=columns_of(results, RESOURCES),
         classes=class_rows(results),

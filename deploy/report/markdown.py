@@ -15,9 +15,11 @@ from deploy.report.runtimes import ABOUT as RUNTIMES
 from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
     INT8_METHOD,
+    KERAS_AGREEMENT,
     audited,
     environment_facts,
     front,
+    keras_agreements,
     lineage,
     method,
     step_words,
@@ -106,7 +108,9 @@ def _int8(results: Results) -> list[str]:
     """Return the section on int8, or nothing where nobody looked."""
     if not audited(results):
         return []
-    rows = [["Variant", "MACs", "MACs in int8", "Int8 layers", "Layers", "Float islands"]]
+    heads = ["Variant", "MACs", "MACs in int8", "Int8 layers", "Layers", "Float islands"]
+    agreements = keras_agreements(results)
+    rows = [[*heads, KERAS_AGREEMENT] if agreements else heads]
     for variant in audited(results):
         share = variant.int8_macs_share
         rows.append([
@@ -116,8 +120,9 @@ def _int8(results: Results) -> list[str]:
             f"{variant.int8_layers}",
             f"{variant.weighted_layers}",
             f"{variant.float_islands}",
+            *([agreements.get(variant.name, "")] if agreements else []),
         ])  # fmt: skip
-    return ["## What runs in int8", _table(rows, align="lrrrrr"), INT8_METHOD]
+    return ["## What runs in int8", _table(rows, align="l" + "r" * (len(rows[0]) - 1)), INT8_METHOD]
 
 
 def _layers(results: Results) -> list[list[str]]:

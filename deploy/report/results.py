@@ -93,6 +93,9 @@ class Variant(Record, frozen=True):
     """Layers with stored weights; two that share their weights count as two."""
     float_islands: Count | None = None
     """Groups of nodes that compute in float between int8 kernels."""
+    keras_agreement: Fraction | None = None
+    """Share of samples on which a file that was trained for int8 chooses the class that the Keras
+    model of that training chooses; null for all other files."""
     metrics: dict[str, Interval] = {}
     """Every metric of the task, by name."""
     per_label: tuple[float, ...] = ()

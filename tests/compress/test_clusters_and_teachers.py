@@ -251,7 +251,7 @@ def test_a_pruned_clustered_resnet_8_is_so_in_its_int8_file(digits):
     model, files = original, []
     for step in steps:
         model, _ = keras_step(model, step, digits, seed=0, teacher=original)
-        files.append(layer_facts(exported(model, step, Export(), digits), {}))
+        files.append(layer_facts(exported(model, step, Export(), digits)[0], {}))
     assert len(files[-1]) == 10
     for pruned, clustered, final in zip(*files, strict=True):
         assert final.bits == 8

@@ -190,6 +190,9 @@ def test_training_for_int8_keeps_the_zeros_of_the_pruned_parent_in_the_bytes(
     made = {variant.name: variant for variant in results.variants}["aware"]
     assert heard.made == ["aware"]
     assert made.int8_layers == made.weighted_layers == 2
+    assert made.keras_agreement is not None
+    assert 0.9 < made.keras_agreement <= 1
+    assert {v.keras_agreement for v in results.variants if v is not made} == {None}
     assert made.layers[0].sparsity >= 0.5
 
 

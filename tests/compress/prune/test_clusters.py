@@ -178,7 +178,7 @@ def test_the_file_has_no_more_values_than_asked_for_though_batchnorm_was_there(t
     model = tf_keras.Sequential([layers.Input(tiny_task.input_shape), *normed()])
     fit(model, tiny_task, BRIEFLY, seed=0)
     made, _ = keras_step(model, step(), tiny_task, seed=0)
-    found = {f.name: f for f in layer_facts(exported(made, step(), Export(), tiny_task), {})}
+    found = {f.name: f for f in layer_facts(exported(made, step(), Export(), tiny_task)[0], {})}
     why = reasons_left_alone(model, step(), made)
     assert {name for name, layer in found.items() if layer.distinct > 6} == {"dw"}
     assert why["dw"] == "layers of type DepthwiseConv2D cannot be clustered"

@@ -103,7 +103,7 @@ def made(tiny_task):
     """A network that was trained, trained for int8, and its file."""
     model = model_of(normed(), tiny_task)
     aware = trained_for_int8(model, tiny_task)
-    return model, aware, exported(aware, STEP, Export(), tiny_task)
+    return model, aware, exported(aware, STEP, Export(), tiny_task)[0]
 
 
 def test_the_file_chooses_the_classes_that_keras_chose(made, tiny_task):
@@ -159,7 +159,7 @@ def test_equal_seeds_give_equal_weights(tiny_task):
 def test_branches_nested_and_shared_layers_become_int8(tiny_task):
     model = residual(tiny_task)
     aware = trained_for_int8(model, tiny_task)
-    file = exported(aware, STEP, Export(), tiny_task)
+    file, _ = exported(aware, STEP, Export(), tiny_task)
     assert why_not_int8(file, target="x86-vnni") == {}
     assert {"stem", "inner/conv", "scores"} <= set(int8_layers(file, target="x86-vnni"))
 
@@ -168,7 +168,7 @@ def test_branches_nested_and_shared_layers_become_int8(tiny_task):
 def test_other_targets_get_their_own_grid(target, tiny_task):
     step = QuantizeAware(fine_tune=FINE_TUNE, target=target)
     aware = trained_for_int8(model_of(plain(), tiny_task), tiny_task, step)
-    file = exported(aware, step, Export(), tiny_task)
+    file, _ = exported(aware, step, Export(), tiny_task)
     largest = max(
         np.abs(w.astype(int)).max()
         for w in weights(file).values()
@@ -185,7 +185,7 @@ def test_zeros_stay_zero_down_to_the_bytes(tiny_task):
     kernel, bias = layer.get_weights()
     kernel[np.abs(kernel) < np.quantile(np.abs(kernel), 0.6)] = 0
     layer.set_weights([kernel, bias])
-    file = exported(trained_for_int8(model, tiny_task), STEP, Export(), tiny_task)
+    file, _ = exported(trained_for_int8(model, tiny_task), STEP, Export(), tiny_task)
     (stored,) = (w for name, w in weights(file).items() if name.startswith("conv1/kernel_quant"))
     assert (stored == 0).mean() >= (kernel == 0).mean()
     zeros = (kernel == 0).transpose(3, 2, 0, 1)
@@ -201,7 +201,7 @@ def test_clusters_stay_few_down_to_the_bytes(tiny_task):
         nearest = np.abs(kernel[..., None] - centres).argmin(-1)
         layer.set_weights([centres[nearest], bias])
     step = QuantizeAware(fine_tune=FINE_TUNE, target="x86-vnni", keep_clusters=True)
-    file = exported(trained_for_int8(model, tiny_task, step), step, Export(), tiny_task)
+    file, _ = exported(trained_for_int8(model, tiny_task, step), step, Export(), tiny_task)
     kernels = [w for name, w in weights(file).items() if "kernel_quantized" in name]
     assert len(kernels) == 2
     assert all(len(np.unique(kernel)) <= 6 for kernel in kernels)
@@ -212,7 +212,7 @@ def test_an_excluded_layer_stays_float_and_is_the_only_one(tiny_task):
     step = QuantizeAware(fine_tune=FINE_TUNE, target="x86-vnni", exclude=("conv1",))
     model = model_of(normed(), tiny_task)
     aware = trained_for_int8(model, tiny_task, step)
-    file = exported(aware, step, Export(), tiny_task)
+    file, _ = exported(aware, step, Export(), tiny_task)
     assert set(int8_layers(file, target="x86-vnni")) == {"dw", "scores"}
     assert reasons_left_alone(model, step, aware)["conv1"] == "excluded by 'conv1'"
 
@@ -225,7 +225,7 @@ def test_a_layer_that_nobody_knows_stays_float_with_the_reason(tiny_task):
     ]
     model = model_of(stack, tiny_task, epochs=1)
     aware = trained_for_int8(model, tiny_task)
-    file = exported(aware, STEP, Export(), tiny_task)
+    file, _ = exported(aware, STEP, Export(), tiny_task)
     reasons = reasons_left_alone(model, STEP, aware)
     assert set(reasons) == {"up", "sep"}
     assert "no int8 kernel that training could imitate" in reasons["sep"]
@@ -255,6 +255,14 @@ def test_a_file_with_other_weights_than_were_trained_is_refused(made, tiny_task)
         require_as_trained(wrong, to_onnx(float_model), aware, tiny_task.test.x)
 
 
+def test_the_export_says_how_often_the_file_answers_as_keras(made, tiny_task):
+    model, aware, file = made
+    _, agreement = exported(aware, STEP, Export(), tiny_task)
+    same = classes(file, tiny_task.test.x) == classes(aware, tiny_task.test.x)
+    assert agreement == same.mean()
+    assert exported(model, None, Export(), tiny_task)[1] is None
+
+
 def test_a_file_that_chooses_other_classes_is_refused(made, tiny_task):
     _, aware, file = made
     float_model, found = learned(aware, STEP)
@@ -273,7 +281,7 @@ def test_the_input_keeps_its_own_grid_where_the_first_layer_brings_it_into_form(
         layers.Dense(3, activation="softmax", name="scores"),
     ]
     aware = trained_for_int8(model_of(stack, tiny_task), tiny_task)
-    file = exported(aware, STEP, Export(), tiny_task)
+    file, _ = exported(aware, STEP, Export(), tiny_task)
     _, found = learned(aware, STEP)
     first, after, *_ = (node for node in file.graph.node if node.op_type == "QuantizeLinear")
     stored = weights(file)
