@@ -1,25 +1,30 @@
 """The figures of a report, as SVG to be set into its HTML.
 
-Every figure comes in two layouts, since text that is scaled down with its figure cannot be read.
-Colours are CSS variables of the page, fonts are the page's own.
+A trade-off comes in two layouts, since text that is scaled down with its figure cannot be read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from xml.etree import ElementTree as ET
 
-from deploy.errors import needs_extra
 from deploy.goals import axis as axis_of
 from deploy.goals import bounds, gain, metric_of, plotted, score, title
 from deploy.record import Goal, Roc, Scatter
+from deploy.report.canvas import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    bare_axes,
+    name_axes,
+    plain_matplotlib,
+    printable,
+    to_svg,
+)
 from deploy.report.labels import Box, place_labels
 from deploy.report.quantities import (
     duration,
@@ -34,19 +39,8 @@ _SIZES: dict[Layout, tuple[int, int]] = {"wide": (540, 380), "narrow": (356, 340
 _CURVE_SIZE = (356, 230)
 _ANSWER_SIZE = (356, 300)
 _MARKS = ("o", "s", "^", "D")
-_TEXT = 12.0  # px, as large as the page's small print
 _LABEL = 12.5
 _WIDTH_PER_CHARACTER = 0.56 * _LABEL  # of common sans-serif faces, on the generous side
-
-# Stand-ins that no figure uses otherwise, put in place of by the page's own colours.
-_INK, _MUTED, _GRID, _ACCENT, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
-_COLOURS = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--line)",
-    _ACCENT: "var(--accent)",
-    _PAPER: "var(--paper)",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,24 +107,24 @@ def training_curve(name: str, training: Training, *, metric: str, index: int) ->
     share = metric.endswith("accuracy")
     unit = 100 if share else 1
     count = len(training.epochs)
-    with _plain_matplotlib():
+    with plain_matplotlib():
         from matplotlib.ticker import MaxNLocator
 
-        figure, axes = _axes(_CURVE_SIZE)
-        for key, colour in ((metric, _MUTED), (f"val_{metric}", _ACCENT)):
+        figure, axes = bare_axes(_CURVE_SIZE)
+        for key, colour in ((metric, MUTED), (f"val_{metric}", ACCENT)):
             values = [epoch.get(key) for epoch in training.epochs]
             heights = [math.nan if value is None else value * unit for value in values]
             axes.plot(
                 range(1, count + 1), heights, color=colour, linewidth=1.8, marker="o", markersize=4
             )
-        axes.axvline(training.kept_epoch, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.axvline(training.kept_epoch, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.set_xlim(0.6, count + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        _name_axes(
+        name_axes(
             axes, "epoch", f"{metric.replace('_', ' ')}, %" if share else metric.replace("_", " ")
         )
-        return _svg(
+        return to_svg(
             figure,
             prefix=f"curve{index}",
             title=f"Training of {name}: {metric}",
@@ -150,23 +144,23 @@ def scatter(answers: Scatter, labels: Sequence[str], *, goal: Goal, index: int) 
         index: a number of its own among the figures of a page.
     """
     unit = f", {goal.unit}" if goal.unit else ""
-    with _plain_matplotlib():
-        figure, axes = _axes(_ANSWER_SIZE)
+    with plain_matplotlib():
+        figure, axes = bare_axes(_ANSWER_SIZE)
         ends = [min(map(min, (*answers.true, *answers.predicted)))]
         ends.append(max(map(max, (*answers.true, *answers.predicted))))
-        axes.plot(ends, ends, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
         for number, (true, given) in enumerate(zip(answers.true, answers.predicted, strict=True)):
             axes.plot(
                 true,
                 given,
                 _MARKS[number % len(_MARKS)],
-                color=_ACCENT if number % 2 == 0 else _INK,
+                color=ACCENT if number % 2 == 0 else INK,
                 markersize=4,
                 alpha=0.6,
                 markeredgewidth=0,
             )
-        _name_axes(axes, f"true{unit}", f"predicted{unit}")
-        return _svg(
+        name_axes(axes, f"true{unit}", f"predicted{unit}")
+        return to_svg(
             figure,
             prefix=f"answers{index}",
             title="Predicted beside true values",
@@ -183,12 +177,12 @@ def error_histogram(answers: Scatter, *, goal: Goal, index: int) -> str:
         for true, given in zip(truths, predictions, strict=True)
     ]
     unit = f", {goal.unit}" if goal.unit else ""
-    with _plain_matplotlib():
-        figure, axes = _axes(_ANSWER_SIZE)
-        axes.hist(errors, bins=min(30, max(5, round(math.sqrt(len(errors))))), color=_ACCENT)
-        axes.axvline(0, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
-        _name_axes(axes, f"predicted − true{unit}", "samples")
-        return _svg(
+    with plain_matplotlib():
+        figure, axes = bare_axes(_ANSWER_SIZE)
+        axes.hist(errors, bins=min(30, max(5, round(math.sqrt(len(errors))))), color=ACCENT)
+        axes.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        name_axes(axes, f"predicted − true{unit}", "samples")
+        return to_svg(
             figure,
             prefix=f"errors{index}",
             title="Errors",
@@ -205,20 +199,20 @@ def roc(curves: Sequence[tuple[str, Roc]], *, chosen: str, index: int) -> str:
         chosen: the variant to make out.
         index: a number of its own among the figures of a page.
     """
-    with _plain_matplotlib():
-        figure, axes = _axes(_ANSWER_SIZE)
-        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+    with plain_matplotlib():
+        figure, axes = bare_axes(_ANSWER_SIZE)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
         ordered = sorted(curves, key=lambda pair: pair[0] == chosen)
         for number, (name, curve) in enumerate(ordered):
             axes.plot(
                 curve.false_positive_rate,
                 curve.true_positive_rate,
-                color=_ACCENT if name == chosen else _MUTED,
+                color=ACCENT if name == chosen else MUTED,
                 linewidth=2 if name == chosen else 1,
                 gid=f"roc{number}",
             )
-        _name_axes(axes, "false alarms, share of the normal", "found, share of the anomalies")
-        return _svg(
+        name_axes(axes, "false alarms, share of the normal", "found, share of the anomalies")
+        return to_svg(
             figure,
             prefix=f"roc{index}",
             title="ROC curves",
@@ -229,15 +223,15 @@ def roc(curves: Sequence[tuple[str, Roc]], *, chosen: str, index: int) -> str:
 
 def _tradeoff(results: Results, axis: _Axis, layout: Layout) -> str:
     variants, goal, best = results.variants, results.goal, best_variant(results)
-    with _plain_matplotlib():
-        figure, axes = _axes(_SIZES[layout])
+    with plain_matplotlib():
+        figure, axes = bare_axes(_SIZES[layout])
         _scale(axes, variants, axis, goal)
         _draw_front(axes, variants, axis, goal)
         for index, variant in enumerate(variants):
             _draw_point(axes, variant, axis, goal, index=index, is_best=variant is best)
-        _name_axes(axes, axis.caption, axis_of(goal))
+        name_axes(axes, axis.caption, axis_of(goal))
         _draw_labels(axes, variants, axis, goal, best)
-        return _svg(
+        return to_svg(
             figure,
             prefix=f"{axis.key}-{layout}",
             title=f"{title(goal)} against {axis.title}",
@@ -246,56 +240,6 @@ def _tradeoff(results: Results, axis: _Axis, layout: Layout) -> str:
                 f"point{i}": f"{v.name}: {_tooltip(v, goal)}" for i, v in enumerate(variants)
             },
         )
-
-
-@contextlib.contextmanager
-def _plain_matplotlib() -> Iterator[None]:
-    """Draw as matplotlib comes, whatever the user's matplotlibrc says, and the same every time."""
-    with needs_extra("report"):
-        import matplotlib as mpl
-    with mpl.rc_context(), warnings.catch_warnings():
-        # It measures with a font of its own; the page is shown in one that has the letters.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        mpl.rcdefaults()
-        mpl.rcParams["svg.fonttype"] = "none"
-        mpl.rcParams["svg.hashsalt"] = "lightship"
-        yield
-
-
-def _axes(size: tuple[int, int]) -> tuple[Any, Any]:
-    """Return a matplotlib figure of that many pixels and its axes, horizontal grid alone."""
-    from matplotlib.figure import Figure
-
-    width, height = size
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    left, right, bottom, top = 46, 12, 46, 30
-    axes = figure.add_axes(
-        (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
-    )
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=_GRID, linewidth=1)
-    axes.tick_params(length=0, labelsize=_TEXT, labelcolor=_MUTED, pad=6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_MUTED)
-        spine.set_linewidth(1)
-    return figure, axes
-
-
-def _name_axes(axes: Any, x: str, y: str) -> None:
-    """Write what the axes are: x below, y above its end, where it needs no turned head."""
-    axes.set_xlabel(x, color=_MUTED, fontsize=_TEXT, labelpad=8)
-    axes.annotate(
-        y,
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(-36, 12),
-        textcoords="offset points",
-        color=_MUTED,
-        fontsize=_TEXT,
-    )
 
 
 def _scale(axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal) -> None:
@@ -364,7 +308,7 @@ def _draw_front(axes: Any, variants: Sequence[Variant], axis: _Axis, goal: Goal)
             ys.append(plotted(goal, best))
     xs.append(axes.get_xlim()[1])
     ys.append(ys[-1])
-    axes.plot(xs, ys, drawstyle="steps-post", color=_ACCENT, linewidth=5, alpha=0.16, zorder=1)
+    axes.plot(xs, ys, drawstyle="steps-post", color=ACCENT, linewidth=5, alpha=0.16, zorder=1)
 
 
 def _draw_point(
@@ -373,7 +317,7 @@ def _draw_point(
     """Draw one variant: its intervals, its gzipped size where sizes are drawn, its mark."""
     x, y = axis.value(variant), plotted(goal, variant.score)
     ends = [plotted(goal, variant.score_low), plotted(goal, variant.score_high)]
-    colour = _ACCENT if variant.pareto else _MUTED
+    colour = ACCENT if variant.pareto else MUTED
     thin = {"color": colour, "linewidth": 1.3, "alpha": 0.6, "markersize": 7, "zorder": 2}
     axes.plot([x, x], ends, **thin)
     axes.plot([x, x], ends, "_", **thin)
@@ -392,7 +336,7 @@ def _draw_point(
             [y],
             marker="D",
             markersize=5,
-            color=_PAPER,
+            color=PAPER,
             markeredgecolor=colour,
             markeredgewidth=1.3,
             zorder=3,
@@ -402,8 +346,8 @@ def _draw_point(
         [y],
         marker="o",
         markersize=12 if is_best else 9,
-        color=colour if variant.pareto else _PAPER,
-        markeredgecolor=_INK if is_best else colour,
+        color=colour if variant.pareto else PAPER,
+        markeredgecolor=INK if is_best else colour,
         markeredgewidth=2 if is_best else 1.6,
         zorder=4,
         gid=f"point{index}",
@@ -461,7 +405,7 @@ def _draw_labels(
             va="center",
             fontsize=_LABEL,
             fontweight="bold" if variant is best else "normal",
-            color=_INK if variant.pareto else _MUTED,
+            color=INK if variant.pareto else MUTED,
             parse_math=False,
             zorder=5,
         )
@@ -477,18 +421,13 @@ def _lead(axes: Any, point: tuple[float, float], box: Box) -> None:
         xycoords="figure pixels",
         xytext=end,
         textcoords="figure pixels",
-        arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.8},
+        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.8},
         zorder=1,
     )
 
 
 def _shown(name: str) -> str:
-    return _printable(name if len(name) <= 24 else f"{name[:23]}…")
-
-
-def _printable(text: str) -> str:
-    """Replace what XML cannot hold."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return printable(name if len(name) <= 24 else f"{name[:23]}…")
 
 
 def _tooltip(variant: Variant, goal: Goal) -> str:
@@ -504,72 +443,3 @@ def _tooltip(variant: Variant, goal: Goal) -> str:
     if variant.pareto:
         facts.append("on the Pareto front")
     return ", ".join(facts)
-
-
-def _svg(
-    figure: Any, *, prefix: str, title: str, description: str, tooltips: dict[str, str]
-) -> str:
-    """Return a figure as SVG for the inside of an HTML page.
-
-    Args:
-        figure: a matplotlib figure.
-        prefix: put before every id, so that figures of one page do not share any.
-        title: read out as the figure's name.
-        description: read out after it.
-        tooltips: text by the ``gid`` of the artist it is shown on.
-    """
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    root = ET.fromstring(text.getvalue())  # noqa: S314  (matplotlib wrote it a line ago)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        for name in list(element.attrib):
-            value = element.attrib.pop(name)
-            element.set(name.rpartition("}")[2], _rewritten(name, value, prefix))
-    for child in list(root):
-        # The one says who drew it, the other styles every element of the page.
-        if child.tag == "metadata" or child.find("style") is not None:
-            root.remove(child)
-    for identifier, tooltip in tooltips.items():
-        group = root.find(f".//g[@id='{prefix}-{identifier}']")
-        if group is not None:
-            group.set("class", "point")
-            _first(group, "title", tooltip)
-    for name in ("width", "height", "version"):
-        root.attrib.pop(name, None)
-    root.attrib.update(
-        {"role": "img", "aria-labelledby": f"{prefix}-title {prefix}-text", "class": "plot"}
-    )
-    _first(root, "desc", description).set("id", f"{prefix}-text")
-    _first(root, "title", title).set("id", f"{prefix}-title")
-    return ET.tostring(root, encoding="unicode")
-
-
-def _first(parent: ET.Element, tag: str, text: str) -> ET.Element:
-    element = ET.Element(tag)
-    element.text = _printable(text)
-    parent.insert(0, element)
-    return element
-
-
-def _rewritten(name: str, value: str, prefix: str) -> str:
-    """Return an attribute's value with ids of its own, the page's font and the page's colours."""
-    if name == "id":
-        return f"{prefix}-{value}"
-    if name.endswith("href"):
-        return value.replace("#", f"#{prefix}-", 1)
-    if name == "clip-path":
-        return value.replace("url(#", f"url(#{prefix}-")
-    if name != "style":
-        return value
-    for stand_in, colour in _COLOURS.items():
-        value = value.replace(stand_in, colour)
-    # Families are quoted and hold commas, never a semicolon.
-    value = re.sub(r"font-family:[^;]*;?", "", value)
-    return re.sub(r"font:([^;]*?)([\d.]+px)[^;]*", _longhand, value)
-
-
-def _longhand(font: re.Match[str]) -> str:
-    """Return weight and size of a ``font`` shorthand, which older matplotlibs write."""
-    weight = re.search(r"bold|\d{3}", font.group(1))
-    return f"font-size: {font.group(2)}" + (f"; font-weight: {weight.group()}" if weight else "")
