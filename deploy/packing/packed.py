@@ -9,17 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from deploy.errors import UserError
-from deploy.packing.codings import (
-    Plan,
-    Reader,
-    Values,
-    Writer,
-    best_plan,
-    joined_plans,
-    read_values,
-)
+from deploy.packing.codings import best_plan, joined_plans, read_values
 from deploy.packing.lanes import MOST_ROWS, Decoder
 from deploy.packing.payloads import Kind, Payload, payloads
+from deploy.packing.streams import Plan, Reader, Values, Writer
 from deploy.packing.text import deflate, inflate
 
 MAGIC = b"LSP"

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 from deploy.packing.codings import (
     Coding,
-    Reader,
-    Writer,
     _planes,
     best_plan,
     joined_plans,
@@ -34,6 +32,7 @@ from deploy.packing.packed import (
     parts_of,
     unpack,
 )
+from deploy.packing.streams import Reader, Writer
 from deploy.packing.tables import from_weights, geometric, most_levels, uniform
 from deploy.packing.text import deflate_symbols, dictionary
 from deploy.packing.weigh import entropy_bits, sizes_of
