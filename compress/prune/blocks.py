@@ -13,8 +13,8 @@ from msgspec import Meta
 from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
 from compress.prune.copied import require_built
+from compress.prune.coupling import calls_of, listed, opened
 from compress.prune.criteria import some_samples
-from compress.prune.groups import calls_of, listed, opened
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.losses import keras_loss, loss_of, targets
 from compress.train.teacher import Distillation, Teacher

@@ -17,8 +17,9 @@ from compress.data.task import Task
 from compress.networks.named_layers import named_layers
 from compress.prune.copied import require_built
 from compress.prune.cost import macs, parameters
+from compress.prune.coupling import couple
 from compress.prune.criteria import Criterion, Scores, comparable, scores, without_scale
-from compress.prune.groups import Coupling, Group, Keep, couple, narrowed
+from compress.prune.groups import Coupling, Group, Keep, narrowed
 from compress.train.fit import EpochEnd, Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.teacher import Distillation, Teacher
 from deploy.errors import UserError

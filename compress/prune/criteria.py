@@ -10,7 +10,8 @@ import numpy.typing as npt
 from typing_extensions import assert_never
 
 from compress.data.task import Task
-from compress.prune.groups import Coupling, Group, Units, Wiring, calls_of, listed
+from compress.prune.coupling import calls_of, listed
+from compress.prune.groups import Coupling, Group, Units, Wiring
 from compress.train.losses import keras_loss, loss_of, targets
 
 Array = npt.NDArray[Any]

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from compress.networks.named_layers import named_layers
 from compress.networks.rewire import copied, rewired
 from compress.prune.constants import Known, constants, contributions
-from compress.prune.groups import Coupling, Keep, Wiring, couple, narrowed
+from compress.prune.coupling import couple
+from compress.prune.groups import Coupling, Keep, Wiring, narrowed
 from deploy.record import Record
 
 _WORTH_A_GATHER = 0.1

@@ -19,7 +19,7 @@ from compress.prune.channels import (
     prune_channels,
 )
 from compress.prune.cost import macs, parameters
-from compress.prune.groups import couple
+from compress.prune.coupling import couple
 from compress.steps import epochs_of, keras_step, reasons_left_alone
 from compress.train.fit import Fit, History, TrainingFiles
 from deploy.errors import UserError

@@ -8,8 +8,9 @@ import tf_keras
 from tf_keras import layers
 
 from compress.data.task import Split
+from compress.prune.coupling import couple
 from compress.prune.criteria import CRITERIA, comparable, scores
-from compress.prune.groups import couple, narrowed
+from compress.prune.groups import narrowed
 
 
 def network():

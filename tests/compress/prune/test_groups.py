@@ -11,7 +11,8 @@ from tf_keras import layers
 
 from compress.networks.named_layers import named_layers
 from compress.prune.cost import macs, parameters
-from compress.prune.groups import couple, narrowed
+from compress.prune.coupling import couple
+from compress.prune.groups import narrowed
 from tests.drawing import examples
 
 ACTIVATIONS = st.sampled_from(["linear", "relu", "tanh"])
