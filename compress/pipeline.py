@@ -40,8 +40,8 @@ from compress.steps import (
     KerasStep,
     LiteRtStep,
     OnnxStep,
-    Step,
     aimed,
+    decided,
     distillation_of,
     exported,
     keras_step,
@@ -224,6 +224,7 @@ class _Making:
         seed, on_epoch = self.recipe.seed, self.watcher.epoch_ended
         parent: Path | None = None
         notes: dict[str, str] = {}
+        done: dict[str, object] | None = None
         history: History | None
         files = TrainingFiles(
             checkpoint=self.store.unfinished(stage.keras_key) if stage.keras_key else None,
@@ -249,12 +250,13 @@ class _Making:
                 files=files,
             )
             notes = reasons_left_alone(original, stage.step, model)
+            done = msgspec.to_builtins(decided(stage.step, original, model))
         else:
             recipe = self.recipe
             model, history = baseline(
                 recipe.network, recipe.train, self.task, seed=seed, on_epoch=on_epoch, files=files
             )
-        about = self._about(stage, parent)
+        about = self._about(stage, parent, done)
         save_keras(model, folder / _KERAS, about, seed=seed, notes=notes)
         (folder / _HISTORY).write_bytes(msgspec.json.encode(history))
 
@@ -263,11 +265,12 @@ class _Making:
         keras = self._keras(stage) / _KERAS
         made = load_keras(keras, trust_code=self._trusted)
         model, agreement = exported(made, stage.step, self.recipe.export, self.task)
-        notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
+        trained = read_record(keras)
+        notes = {layer.name: layer.note for layer in trained.layers if layer.note}
         if isinstance(stage.step, QuantizeAware):
             notes |= why_not_int8(model, target=this_target())
         parent = self._parent_onnx(stage)
-        about = self._about(stage, parent)
+        about = self._about(stage, parent, trained.step)
         record = save_onnx(
             model,
             folder / _ONNX,
@@ -293,7 +296,7 @@ class _Making:
             original, stage.step, self.task, seed=seed, on_search=self.watcher.search_advanced
         )
         notes = reasons_left_alone(original, made.step, made.model)
-        about = self._about(stage, parent, made.step)
+        about = self._about(stage, parent, msgspec.to_builtins(made.step))
         save_onnx(made.model, folder / _ONNX, about, seed=seed, notes=notes)
         if made.search is not None:
             (folder / _SEARCH).write_bytes(msgspec.json.format(msgspec.json.encode(made.search)))
@@ -317,11 +320,12 @@ class _Making:
         return (self.store.find(parent.model_key) or self.model(parent)) / _ONNX
 
     def _about(
-        self, stage: Stage, parent: Path | None, decided: Step | None = None
+        self, stage: Stage, parent: Path | None, done: Mapping[str, object] | None = None
     ) -> ModelMetadata:
-        """Return what a stage's model says of itself; ``decided`` is its step as carried out."""
-        recipe, step = self.recipe, decided or (stage.step and aimed(stage.step))
-        made = msgspec.to_builtins(step) if step else baseline_step(recipe.network, recipe.train)
+        """Return what a stage's model says of itself; ``done`` is its step as carried out, as data."""
+        if done is None and stage.step is not None:
+            done = msgspec.to_builtins(aimed(stage.step))
+        made = done or baseline_step(self.recipe.network, self.recipe.train)
         return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
 
     def answers(self, path: Path) -> npt.NDArray[Any]:

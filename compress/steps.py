@@ -24,6 +24,7 @@ from compress.prune.blocks import (
     block_facts,
     check_blocks,
     prune_blocks,
+    with_names,
     without_blocks,
 )
 from compress.prune.channels import (
@@ -328,6 +329,17 @@ def aimed(step: AnyStep) -> AnyStep:
     if isinstance(step, QuantizeStatic | QuantizeDynamic | QuantizeAware) and step.target is None:
         return msgspec.structs.replace(step, target=this_target())
     return step
+
+
+def decided(step: KerasStep, original: Any, made: Any) -> KerasStep:
+    """Return a step as it was carried out on a tf-keras model: what it left open is said.
+
+    Args:
+        step: the step.
+        original: the model that it was given.
+        made: the model that it gave.
+    """
+    return with_names(step, original, made) if isinstance(step, PruneBlocks) else aimed(step)
 
 
 def onnx_step(

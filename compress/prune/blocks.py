@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -166,19 +167,29 @@ def block_facts(original: Any, made: Any) -> dict[str, str]:
     """
     left = {layer.name for layer in made.layers}
     graph = _Graph(opened(original))
-    gone = [block for block in residual_blocks(graph.model)[0] if block.name not in left]
-    inside = {name for block in gone for name in block.layers}
     order = [n.layer.name for n in graph.calls if n.layer.weights and n.layer.name in left]
     said: dict[str, list[str]] = {}
-    for block in gone if order else ():  # a network without weights has none to say it beside
-        if block.name not in inside:
-            behind = graph.behind(block)
-            after = next((name for name in order if name in behind), None)
-            where, name = ("before", after) if after else ("behind", order[-1])
-            also = (block.repeated,) if block.repeated and block.repeated not in left else ()
-            what = f"without {block.name} ({', '.join((*block.layers, *also))}) {where} it"
-            said.setdefault(name, []).append(what)
+    # A network without weights has no layer to say it beside.
+    for block in _gone(graph.model, left) if order else ():
+        behind = graph.behind(block)
+        after = next((name for name in order if name in behind), None)
+        where, name = ("before", after) if after else ("behind", order[-1])
+        also = (block.repeated,) if block.repeated and block.repeated not in left else ()
+        what = f"without {block.name} ({', '.join((*block.layers, *also))}) {where} it"
+        said.setdefault(name, []).append(what)
     return {name: "; ".join(all_of) for name, all_of in said.items()}
+
+
+def with_names(step: PruneBlocks, original: Any, made: Any) -> PruneBlocks:
+    """Return a step as it was carried out: the blocks that a pattern or ``count`` found are named.
+
+    Args:
+        step: the step.
+        original: the model that it was given.
+        made: the model that it gave.
+    """
+    gone = _gone(opened(original), {layer.name for layer in made.layers})
+    return msgspec.structs.replace(step, blocks=tuple(block.name for block in gone), count=None)
 
 
 def check_blocks(model: Any, step: PruneBlocks) -> None:
@@ -199,6 +210,13 @@ def check_blocks(model: Any, step: PruneBlocks) -> None:
 
 def _named(blocks: Iterable[Block], patterns: Sequence[str]) -> list[Block]:
     return [b for b in blocks if any(fnmatchcase(b.name, pattern) for pattern in patterns)]
+
+
+def _gone(graph: Any, left: Collection[str]) -> list[Block]:
+    """Return the blocks of a network that are not among the layers left, but for those in others."""
+    gone = [block for block in residual_blocks(graph)[0] if block.name not in left]
+    inside = {name for block in gone for name in block.layers}
+    return [block for block in gone if block.name not in inside]
 
 
 def _outermost(blocks: Sequence[Block]) -> int:

@@ -94,7 +94,9 @@ def test_a_block_goes_and_the_record_says_behind_which_layers_it_lay(folder, whi
     assert result.exit_code == 0, result.output
     names = [layer.name for layer in tf_keras.models.load_model(out).layers]
     assert not {"conv", "add"} & {*names}
-    (dense,) = read_record(out).layers
+    record = read_record(out)
+    assert (record.step["blocks"], record.step["count"]) == (["add"], None)
+    (dense,) = record.layers
     assert (dense.name, dense.note) == ("dense", "without add (conv) before it")
 
 

@@ -1,5 +1,6 @@
 """Residual blocks that go, and those that have to stay."""
 
+import msgspec
 import numpy as np
 import pytest
 import tf_keras
@@ -16,7 +17,7 @@ from compress.prune.blocks import (
     residual_blocks,
     without,
 )
-from compress.steps import distillation_of, epochs_of, keras_step, reasons_left_alone
+from compress.steps import decided, distillation_of, epochs_of, keras_step, reasons_left_alone
 from compress.train.fit import Fit, History, TrainingFiles
 from deploy.errors import UserError
 
@@ -108,6 +109,9 @@ def test_what_is_left_learns_and_says_what_is_gone(tiny_task):
     assert reasons_left_alone(model, asked, made) == {
         behind: f"without {gone} (a{n}, mid{n}, b{n}, relu{n}) before it"
     }
+    done = decided(asked, model, made)
+    assert done == msgspec.structs.replace(asked, blocks=(gone,), count=None)
+    assert decided(done, model, made) == done
     assert distillation_of(PruneBlocks(fine_tune=EPOCH, count=1)) is not None
 
 
@@ -235,6 +239,7 @@ def test_a_block_inside_a_block_goes_with_it():
     small = without(model, [inner, outer])
     assert not {"a", "b", "inner", "outer"} & {*named(small)}
     assert list(block_facts(model, small).values()) == ["without outer (a, b, inner) before it"]
+    assert decided(step(count=2), model, small).blocks == ("outer",)
     with pytest.raises(UserError, match="count: 1 residual blocks can go, got 2; there are inner"):
         check_blocks(model, step(count=2))
 
