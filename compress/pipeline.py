@@ -40,8 +40,7 @@ from compress.steps import (
     KerasStep,
     LiteRtStep,
     OnnxStep,
-    aimed,
-    decided,
+    as_carried_out,
     distillation_of,
     exported,
     keras_step,
@@ -224,7 +223,6 @@ class _Making:
         seed, on_epoch = self.recipe.seed, self.watcher.epoch_ended
         parent: Path | None = None
         notes: dict[str, str] = {}
-        done: dict[str, object] | None = None
         history: History | None
         files = TrainingFiles(
             checkpoint=self.store.unfinished(stage.keras_key) if stage.keras_key else None,
@@ -250,13 +248,14 @@ class _Making:
                 files=files,
             )
             notes = reasons_left_alone(original, stage.step, model)
-            done = msgspec.to_builtins(decided(stage.step, original, model))
+            done = msgspec.to_builtins(as_carried_out(stage.step, original, model))
         else:
             recipe = self.recipe
             model, history = baseline(
                 recipe.network, recipe.train, self.task, seed=seed, on_epoch=on_epoch, files=files
             )
-        about = self._about(stage, parent, done)
+            done = baseline_step(recipe.network, recipe.train)
+        about = self._about(done, parent)
         save_keras(model, folder / _KERAS, about, seed=seed, notes=notes)
         (folder / _HISTORY).write_bytes(msgspec.json.encode(history))
 
@@ -270,7 +269,7 @@ class _Making:
         if isinstance(stage.step, QuantizeAware):
             notes |= why_not_int8(model, target=this_target())
         parent = self._parent_onnx(stage)
-        about = self._about(stage, parent, trained.step)
+        about = self._about(trained.step, parent)
         record = save_onnx(
             model,
             folder / _ONNX,
@@ -296,7 +295,7 @@ class _Making:
             original, stage.step, self.task, seed=seed, on_search=self.watcher.search_advanced
         )
         notes = reasons_left_alone(original, made.step, made.model)
-        about = self._about(stage, parent, msgspec.to_builtins(made.step))
+        about = self._about(msgspec.to_builtins(made.step), parent)
         save_onnx(made.model, folder / _ONNX, about, seed=seed, notes=notes)
         if made.search is not None:
             (folder / _SEARCH).write_bytes(msgspec.json.format(msgspec.json.encode(made.search)))
@@ -310,7 +309,8 @@ class _Making:
         content = litert_step(load_keras(keras, trust_code=self._trusted), stage.step, self.task)
         notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
         notes |= reasons_left_alone(None, stage.step, content)
-        about = self._about(stage, self._parent_onnx(stage))
+        done = msgspec.to_builtins(stage.step)
+        about = self._about(done, self._parent_onnx(stage))
         save_tflite(content, folder / _TFLITE, about, seed=self.recipe.seed, notes=notes)
 
     def _parent_onnx(self, stage: Stage) -> Path | None:
@@ -319,14 +319,14 @@ class _Making:
         parent = self.stages[stage.parent]
         return (self.store.find(parent.model_key) or self.model(parent)) / _ONNX
 
-    def _about(
-        self, stage: Stage, parent: Path | None, done: Mapping[str, object] | None = None
-    ) -> ModelMetadata:
-        """Return what a stage's model says of itself; ``done`` is its step as carried out, as data."""
-        if done is None and stage.step is not None:
-            done = msgspec.to_builtins(aimed(stage.step))
-        made = done or baseline_step(self.recipe.network, self.recipe.train)
-        return describe(self.task, step=made, parent=sha256_of(parent) if parent else None)
+    def _about(self, step: Mapping[str, object], parent: Path | None) -> ModelMetadata:
+        """Return what a stage's model says of itself.
+
+        Args:
+            step: the step that made it, as it was carried out.
+            parent: the file that it was made from, if it was made from one.
+        """
+        return describe(self.task, step=step, parent=sha256_of(parent) if parent else None)
 
     def answers(self, path: Path) -> npt.NDArray[Any]:
         """Return what a model answers to the test samples, in the session that ships."""

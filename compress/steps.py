@@ -24,7 +24,7 @@ from compress.prune.blocks import (
     block_facts,
     check_blocks,
     prune_blocks,
-    with_names,
+    with_blocks_named,
     without_blocks,
 )
 from compress.prune.channels import (
@@ -331,15 +331,17 @@ def aimed(step: AnyStep) -> AnyStep:
     return step
 
 
-def decided(step: KerasStep, original: Any, made: Any) -> KerasStep:
-    """Return a step as it was carried out on a tf-keras model: what it left open is said.
+def as_carried_out(step: KerasStep, original: Any, made: Any) -> KerasStep:
+    """Return a step on a tf-keras model as a record has it: with its target, and blocks by name.
 
     Args:
         step: the step.
         original: the model that it was given.
         made: the model that it gave.
     """
-    return with_names(step, original, made) if isinstance(step, PruneBlocks) else aimed(step)
+    if isinstance(step, PruneBlocks):
+        return with_blocks_named(step, original, made)
+    return aimed(step)
 
 
 def onnx_step(
@@ -352,8 +354,8 @@ def onnx_step(
     """
     match step:
         case QuantizeStatic():
-            decided = with_method(model, aimed(step), task)
-            return Made(model=quantize_static(model, decided, task), step=decided)
+            whole = with_method(model, aimed(step), task)
+            return Made(model=quantize_static(model, whole, task), step=whole)
         case QuantizeMixed():
             made, search = quantize_mixed(model, step, task, seed=seed, on_search=on_search)
             return Made(model=made, step=search.step, search=search)

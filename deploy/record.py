@@ -99,9 +99,9 @@ class Artifact(Record, frozen=True):
     data_licence: str = ""
     goal: Goal = Goal()
     keras_agreement: float | None = None
-    """Of what was trained for int8: the share of samples, the test samples where there are some, on
-    which this file chooses the class that the Keras model of that training chooses. None of other
-    files, and where answers are numbers."""
+    """Of what was trained for int8 to choose a class: the share of samples, the test samples where
+    there are some, on which this file chooses the class that the Keras model of that training
+    chooses. None of all other files."""
 
 
 class Confusion(Record, frozen=True, tag_field="kind", tag="confusion"):

@@ -179,7 +179,7 @@ def _carry_out(
     """Make the smaller network and its record, and say what was written."""
     from compress.artifacts import require_place, save_keras
     from compress.networks import load_keras
-    from compress.steps import decided, epochs_of, keras_step, reasons_left_alone
+    from compress.steps import as_carried_out, epochs_of, keras_step, reasons_left_alone
 
     require_place(out, suffix=".keras", other_than=model)
     task, seed = task_asked(options, like=model), options["seed"]
@@ -198,7 +198,7 @@ def _carry_out(
             on_epoch=watcher.epoch_ended,
             files=files,
         )
-        done = decided(step, original, made)
+        done = as_carried_out(step, original, made)
         about = description(task, done, parent=model, teacher=asked["teacher"])
         notes = reasons_left_alone(original, step, made)
         artifact = save_keras(made, out, about, seed=seed, notes=notes)

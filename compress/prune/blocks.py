@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
+from compress.prune.calls import calls_of, listed, opened
 from compress.prune.copied import require_built
-from compress.prune.coupling import calls_of, listed, opened
 from compress.prune.criteria import some_samples
 from compress.train.fit import Fit, History, OnEpoch, TrainingFiles, fit
 from compress.train.losses import keras_loss, loss_of, targets
@@ -103,8 +103,10 @@ def prune_blocks(
     require_built(model)
     check_blocks(model, step)
     made = without_blocks(model, step)
+    # Without one block another sum may become one: that was none of the network's that was given.
+    known = {block.name for block in residual_blocks(opened(model))[0]}
     for _ in range(step.count or 0):
-        made = _without_least_missed(made, step, task, seed=seed)
+        made = _without_least_missed(made, known, step, task, seed=seed)
     history = fit(
         made, task, step.fine_tune, seed=seed, teacher=teacher, on_epoch=on_epoch, files=files
     )
@@ -180,8 +182,11 @@ def block_facts(original: Any, made: Any) -> dict[str, str]:
     return {name: "; ".join(all_of) for name, all_of in said.items()}
 
 
-def with_names(step: PruneBlocks, original: Any, made: Any) -> PruneBlocks:
-    """Return a step as it was carried out: the blocks that a pattern or ``count`` found are named.
+def with_blocks_named(step: PruneBlocks, original: Any, made: Any) -> PruneBlocks:
+    """Return a step that does again what was done.
+
+    It names the blocks that went, in place of a pattern or ``count``; of blocks in each other the
+    outer ones.
 
     Args:
         step: the step.
@@ -225,15 +230,18 @@ def _outermost(blocks: Sequence[Block]) -> int:
     return sum(block.name not in inside for block in blocks)
 
 
-def _without_least_missed(model: Any, step: PruneBlocks, task: Task, *, seed: int) -> Any:
-    """Return the network without the one block that it can best do without."""
+def _without_least_missed(
+    model: Any, known: Collection[str], step: PruneBlocks, task: Task, *, seed: int
+) -> Any:
+    """Return the network without the one block, of those known, that it can best do without."""
     x, y = some_samples(task, step.samples, seed)
 
     def loss_without(block: Block) -> float:
         loss = _mean_loss(without(model, [block]), step, task, x, y)
         return np.inf if np.isnan(loss) else loss
 
-    return without(model, [min(residual_blocks(model)[0], key=loss_without)])
+    blocks = [block for block in residual_blocks(model)[0] if block.name in known]
+    return without(model, [min(blocks, key=loss_without)])
 
 
 def _mean_loss(model: Any, step: PruneBlocks, task: Task, x: Any, y: Any) -> float:

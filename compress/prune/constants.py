@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compress.prune.coupling import calls_of, listed, why_not_followed, why_not_one_by_one
+from compress.prune.calls import calls_of, listed
+from compress.prune.coupling import why_not_followed, why_not_one_by_one
 from compress.prune.groups import Coupling
 
 Known = npt.NDArray[np.float64]

@@ -8,14 +8,13 @@ smallest things that can be taken out of a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from compress.networks.named_layers import is_model
-from compress.networks.rewire import flat_copy
+from compress.prune.calls import calls_of, listed, opened
 from compress.prune.groups import (
     CONVOLUTIONS,
     SEPARABLE,
@@ -25,7 +24,6 @@ from compress.prune.groups import (
     Units,
     Wiring,
 )
-from deploy.errors import UserError
 
 ELEMENTWISE = frozenset(
     {"linear", "relu", "relu6", "tanh", "sigmoid", "hard_sigmoid", "elu", "selu", "gelu", "swish"}
@@ -63,27 +61,6 @@ def couple(model: Any) -> Coupling:
         UserError: if the model is no graph of layers.
     """
     return _Coupler(opened(model)).coupled()
-
-
-def opened(model: Any) -> Any:
-    """Return a model if no model lies in it, else a copy whose inner models are opened up.
-
-    Raises:
-        UserError: if the model is no graph of layers.
-    """
-    if not getattr(model, "_is_graph_network", False):
-        raise UserError(
-            f"model {model.name!r}: is no graph of layers; give a functional or Sequential model that "
-            "is built"
-        )
-    return flat_copy(model) if any(is_model(layer) for layer in model.layers) else model
-
-
-def calls_of(model: Any) -> Iterator[Any]:
-    """Yield the calls of a graph's layers, its inputs too, in the order in which Keras runs them."""
-    depths = model._nodes_by_depth  # noqa: SLF001  # nothing public tells it
-    for depth in sorted(depths, reverse=True):
-        yield from depths[depth]
 
 
 @dataclass(slots=True)
@@ -426,10 +403,3 @@ def why_not_one_by_one(layer: Any) -> str | None:
 def _channels(tensor: Any) -> int:
     """Return the length of the last axis; 0 if there is none, or it is open."""
     return int(tensor.shape[-1] or 0) if len(tensor.shape) > 1 else 0
-
-
-def listed(value: Any) -> list[Any]:
-    """Return the tensors of a structure, in order."""
-    import tensorflow as tf
-
-    return list(tf.nest.flatten(value))

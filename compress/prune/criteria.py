@@ -10,7 +10,7 @@ import numpy.typing as npt
 from typing_extensions import assert_never
 
 from compress.data.task import Task
-from compress.prune.coupling import calls_of, listed
+from compress.prune.calls import calls_of, listed
 from compress.prune.groups import Coupling, Group, Units, Wiring
 from compress.train.losses import keras_loss, loss_of, targets
 

@@ -16,11 +16,10 @@ Units = npt.NDArray[np.int64]
 """The unit of each position on an axis, ``(positions,)``."""
 Keep = npt.NDArray[np.bool_]
 """Of each unit of a network whether it stays, ``(units,)``."""
-
-
-CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}
-TRANSPOSED = {"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"}
-SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
+CONVOLUTIONS = frozenset({"Conv1D", "Conv2D", "Conv3D"})
+TRANSPOSED = frozenset({"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"})
+SEPARABLE = frozenset({"SeparableConv1D", "SeparableConv2D"})
+"""Kinds of layers whose width is called ``filters``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

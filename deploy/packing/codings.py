@@ -182,26 +182,13 @@ def read_values(  # noqa: C901  # one case a coding
 
 
 def _read_joined(reader: Reader, count: int, width: int) -> Values:
-    """Return the next values of those that several tensors share.
-
-    Raises:
-        ValueError: if there are not so many left, of that width, or all together more than the
-            model has bytes.
-    """
+    """Return values of those that several tensors share; the first of these brings them all."""
     index = reader.nibble()
-    if index == len(reader.pools):
+    if index == reader.pools:
         size = reader.number()
-        reader.unpooled -= size * width
-        if reader.unpooled < 0 or not size:
-            raise ValueError(f"{size:,} values of {width} bytes are said to be shared")
-        reader.pools.append(read_values(reader, size, width, depth=1))
-    if index >= len(reader.pools):
-        raise ValueError(f"refers to shared values {index} of {len(reader.pools)}")
-    pool = reader.pools[index]
-    if pool.dtype.itemsize != width or count > len(pool):
-        raise ValueError(f"{count:,} values of {width} bytes are not left of those shared")
-    taken, reader.pools[index] = pool[:count], pool[count:]
-    return taken
+        reader.allow_pool(size, width)
+        reader.add_pool(read_values(reader, size, width, depth=1))
+    return reader.take_shared(index, count, width)
 
 
 def _raw(values: Values) -> Plan:

@@ -16,8 +16,8 @@ Values = npt.NDArray[Any]
 """Elements as unsigned whole numbers of 1, 2, 4 or 8 bytes, little-endian, one axis."""
 
 DEFLATED_SINCE, PLAIN_SINCE, JOINED_SINCE = 2, 2, 3
-"""The version of the format since when symbols may be deflated, bytes be cut off plainly, and values be
-shared."""
+"""The version of the format since when symbols may be deflated, elements be cut into bytes as they are, and
+several tensors share values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,8 @@ class Reader:
         self.version = version
         self._raw = raw
         self._most = max(most, 255)  # a byte's value, in a model of fewer bytes than that
-        self.unpooled = most
-        """How many more bytes values may have that several tensors share."""
-        self.pools: list[Values] = []
-        """What is left of the values that several tensors share."""
+        self._unpooled = most
+        self._pools: list[Values] = []
 
     def number(self) -> int:
         """Read a number.
@@ -109,6 +107,39 @@ class Reader:
         return taken
 
     @property
+    def pools(self) -> int:
+        """How many runs of values there are so far that several tensors share."""
+        return len(self._pools)
+
+    def allow_pool(self, size: int, width: int) -> None:
+        """Count values of so many bytes that several tensors share, before they are read.
+
+        Raises:
+            ValueError: if there are none, or all together have more than the model has bytes.
+        """
+        self._unpooled -= size * width
+        if self._unpooled < 0 or not size:
+            raise ValueError(f"{size:,} values of {width} bytes are said to be shared")
+
+    def add_pool(self, values: Values) -> None:
+        """Keep values that several tensors share."""
+        self._pools.append(values)
+
+    def take_shared(self, index: int, count: int, width: int) -> Values:
+        """Return the next values of those that several tensors share.
+
+        Raises:
+            ValueError: if there are none of that index, or not so many left of that width.
+        """
+        if index >= len(self._pools):
+            raise ValueError(f"refers to shared values {index} of {len(self._pools)}")
+        pool = self._pools[index]
+        if pool.dtype.itemsize != width or count > len(pool):
+            raise ValueError(f"{count:,} values of {width} bytes are not left of those shared")
+        taken, self._pools[index] = pool[:count], pool[count:]
+        return taken
+
+    @property
     def left(self) -> int:
         """How many raw bytes and shared values have not been read."""
-        return len(self._raw) + sum(map(len, self.pools))
+        return len(self._raw) + sum(map(len, self._pools))

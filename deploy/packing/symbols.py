@@ -23,8 +23,8 @@ from deploy.packing.tables import (
 from deploy.packing.text import deflate_symbols, inflate_symbols
 
 PATIENCE = 1 + 1 / 64
-"""How much longer may be what is decoded many times as fast: symbols by zlib, and few symbols in place of
-many. Lanes themselves take three bytes of 464."""
+"""How much longer may be what is decoded many times as fast: symbols by zlib here, gaps in place of symbols
+in ``codings``. Lanes themselves take three bytes of 464."""
 _DEFLATED = 4
 """In the place of a table: the symbols are deflated."""
 _LEAST_DEFLATED, _MANY = 256, 1 << 20

@@ -12,15 +12,14 @@ from xml.etree import ElementTree as ET
 
 from deploy.errors import needs_extra
 
-TEXT = 12.0
-"""Size of a figure's letters in pixels: as large as the page's small print."""
+_TEXT = 12.0  # px, as large as the page's small print
 
 # Stand-ins that no figure uses otherwise, put in place of by the page's own colours.
-INK, MUTED, GRID, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+INK, MUTED, _GRID, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _COLOURS = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
-    GRID: "var(--line)",
+    _GRID: "var(--line)",
     ACCENT: "var(--accent)",
     PAPER: "var(--paper)",
 }
@@ -53,8 +52,8 @@ def bare_axes(size: tuple[int, int]) -> tuple[Any, Any]:
     figure.patch.set_visible(False)
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
-    axes.grid(axis="y", color=GRID, linewidth=1)
-    axes.tick_params(length=0, labelsize=TEXT, labelcolor=MUTED, pad=6)
+    axes.grid(axis="y", color=_GRID, linewidth=1)
+    axes.tick_params(length=0, labelsize=_TEXT, labelcolor=MUTED, pad=6)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(MUTED)
@@ -64,7 +63,7 @@ def bare_axes(size: tuple[int, int]) -> tuple[Any, Any]:
 
 def name_axes(axes: Any, x: str, y: str) -> None:
     """Write what the axes are: x below, y above its end, where it needs no turned head."""
-    axes.set_xlabel(x, color=MUTED, fontsize=TEXT, labelpad=8)
+    axes.set_xlabel(x, color=MUTED, fontsize=_TEXT, labelpad=8)
     axes.annotate(
         y,
         (0, 1),
@@ -72,7 +71,7 @@ def name_axes(axes: Any, x: str, y: str) -> None:
         xytext=(-36, 12),
         textcoords="offset points",
         color=MUTED,
-        fontsize=TEXT,
+        fontsize=_TEXT,
     )
 
 

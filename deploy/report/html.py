@@ -21,11 +21,11 @@ from deploy.report.results import Results, Variant
 from deploy.report.runtimes import ABOUT as RUNTIMES
 from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
-    INT8_METHOD,
     KERAS_AGREEMENT,
     audited,
     environment_facts,
     front,
+    int8_method,
     keras_agreements,
     method,
     step_words,
@@ -99,7 +99,7 @@ def to_html(results: Results) -> str:
         audited=audited(results),
         agreements=keras_agreements(results),
         agreement_title=KERAS_AGREEMENT,
-        int8_method=INT8_METHOD.replace("`", ""),
+        int8_method=int8_method(results).replace("`", ""),
         resources=columns_of(results, RESOURCES),
         classes=class_rows(results),
         about_classes=about_classes(results),

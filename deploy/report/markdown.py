@@ -14,11 +14,11 @@ from deploy.report.results import Results
 from deploy.report.runtimes import ABOUT as RUNTIMES
 from deploy.report.runtimes import runtime_lines
 from deploy.report.summary import (
-    INT8_METHOD,
     KERAS_AGREEMENT,
     audited,
     environment_facts,
     front,
+    int8_method,
     keras_agreements,
     lineage,
     method,
@@ -122,7 +122,11 @@ def _int8(results: Results) -> list[str]:
             f"{variant.float_islands}",
             *([agreements.get(variant.name, "")] if agreements else []),
         ])  # fmt: skip
-    return ["## What runs in int8", _table(rows, align="l" + "r" * (len(rows[0]) - 1)), INT8_METHOD]
+    return [
+        "## What runs in int8",
+        _table(rows, align="l" + "r" * (len(rows[0]) - 1)),
+        int8_method(results),
+    ]
 
 
 def _layers(results: Results) -> list[list[str]]:

@@ -94,8 +94,8 @@ class Variant(Record, frozen=True):
     float_islands: Count | None = None
     """Groups of nodes that compute in float between int8 kernels."""
     keras_agreement: Fraction | None = None
-    """Share of samples on which a file that was trained for int8 chooses the class that the Keras
-    model of that training chooses; null for all other files."""
+    """Share of samples on which a file that was trained for int8 to choose a class chooses that of the
+    Keras model of that training; null for all other files."""
     metrics: dict[str, Interval] = {}
     """Every metric of the task, by name."""
     per_label: tuple[float, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,24 +13,35 @@ from deploy.report.build import FRONT_RATIO, FRONT_SHARE
 from deploy.report.quantities import memory_size, percent
 from deploy.report.results import Results, Variant
 
-INT8_METHOD = (
+_INT8_METHOD = (
     "Read from the graph that ONNX Runtime runs on this machine, opened as it ships; for LiteRT, "
     "from the types in the file, by which it chooses its kernels. "
     "Multiply-accumulates (MACs) are those of layers with stored weights, for one sample; a float "
     "island computes in float between int8 kernels. The notes under Layers say why a layer that was "
-    "planned as int8 is not; `lightship audit` says what to do about it. What was trained for int8 "
-    "ships only if it chooses the class that Keras chooses on 99.5 % of the test samples."
+    "planned as int8 is not; `lightship audit` says what to do about it."
+)
+KERAS_AGREEMENT = "Agrees with Keras"
+"""Title of the column with ``keras_agreements``."""
+_AGREEMENT_METHOD = (
+    f" {KERAS_AGREEMENT}: the share of the test samples on which a file that was trained for int8 "
+    "chooses the class that the Keras model of that training chooses."
 )
 
 
-KERAS_AGREEMENT = "Agrees with Keras"
-"""Title of the column with ``keras_agreements``."""
-
-
 def keras_agreements(results: Results) -> dict[str, str]:
-    """Say of each variant that was trained for int8, by name, how often it answers as Keras does."""
+    """Say of variants that were trained for int8, by name, how often they choose as Keras does."""
     shares = {variant.name: variant.keras_agreement for variant in audited(results)}
-    return {name: percent(share, 2) for name, share in shares.items() if share is not None}
+    # Down, not to the nearest: only what never differs is 100 %.
+    return {
+        name: percent(math.floor(1e4 * share) / 1e4, 2)
+        for name, share in shares.items()
+        if share is not None
+    }
+
+
+def int8_method(results: Results) -> str:
+    """Say how it is known what runs in int8, in Markdown."""
+    return _INT8_METHOD + (_AGREEMENT_METHOD if keras_agreements(results) else "")
 
 
 def audited(results: Results) -> list[Variant]:

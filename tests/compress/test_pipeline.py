@@ -7,9 +7,11 @@ from datetime import datetime, timezone
 import msgspec
 import numpy as np
 import pytest
+import tf_keras
 
 from compress import pipeline
 from compress.data.splits import load_task
+from compress.networks import KerasFile, load_keras
 from compress.plan import plan
 from compress.quantize import mixed
 from compress.recipe import parse_recipe, to_toml
@@ -22,7 +24,7 @@ from deploy.evalset import EvalSet
 from deploy.evaluate import predict_classes
 from deploy.machine import this_target
 from deploy.packing.packed import pack
-from deploy.record import sha256_of
+from deploy.record import read_record, sha256_of
 from deploy.report.results import read_results
 from deploy.report.runtimes import runtime_lines
 from deploy.report.verdict import best_variant
@@ -190,10 +192,35 @@ def test_training_for_int8_keeps_the_zeros_of_the_pruned_parent_in_the_bytes(
     made = {variant.name: variant for variant in results.variants}["aware"]
     assert heard.made == ["aware"]
     assert made.int8_layers == made.weighted_layers == 2
-    assert made.keras_agreement is not None
-    assert 0.9 < made.keras_agreement <= 1
+    x = load_task(recipe.data, seed=recipe.seed).test.x
+    path = tmp_path / made.path
+    trained, opened = load_keras(path.with_suffix(".keras")), open_model(path)
+    same = trained.predict(x, verbose=0).argmax(1) == opened.run(opened.cast(x)).argmax(1)
+    assert made.keras_agreement == read_record(path).keras_agreement == same.mean()
     assert {v.keras_agreement for v in results.variants if v is not made} == {None}
     assert made.layers[0].sparsity >= 0.5
+
+
+def test_every_record_names_the_blocks_that_a_pattern_took(recipe, tmp_path):
+    inputs = tf_keras.layers.Input((8, 8, 1))
+    y = tf_keras.layers.Conv2D(1, 3, padding="same", name="conv")(inputs)
+    x = tf_keras.layers.Flatten()(tf_keras.layers.Add(name="add_me")([inputs, y]))
+    network = tf_keras.Model(inputs, tf_keras.layers.Dense(3, activation="softmax")(x))
+    network.save(tmp_path / "residual.keras")
+    step = 'kind = "prune_blocks"\nblocks = ["add*"]\nfine_tune = { epochs = 1, batch_size = 32 }'
+    text = f'[[variant]]\nname = "shallow"\nfrom = "baseline"\n[variant.step]\n{step}\n'
+    more = parse_recipe(to_toml(recipe) + text).variants
+    asked = msgspec.structs.replace(
+        recipe,
+        network=KerasFile(path=str(tmp_path / "residual.keras")),
+        variants=tuple(v for v in more if v.name == "shallow"),
+    )
+    results, _ = run(asked, tmp_path / "out", tmp_path / "store")
+    made = {variant.name: variant for variant in results.variants}["shallow"]
+    path = tmp_path / "out" / made.path
+    told = [made.step, open_model(path).metadata.step]
+    told += [read_record(file).step for file in (path, path.with_suffix(".keras"))]
+    assert [step["blocks"] for step in told] == 4 * [["add_me"]]
 
 
 def test_the_model_file_alone_says_how_to_preprocess_and_where_it_comes_from(finished):

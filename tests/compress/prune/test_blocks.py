@@ -17,7 +17,13 @@ from compress.prune.blocks import (
     residual_blocks,
     without,
 )
-from compress.steps import decided, distillation_of, epochs_of, keras_step, reasons_left_alone
+from compress.steps import (
+    as_carried_out,
+    distillation_of,
+    epochs_of,
+    keras_step,
+    reasons_left_alone,
+)
 from compress.train.fit import Fit, History, TrainingFiles
 from deploy.errors import UserError
 
@@ -109,10 +115,34 @@ def test_what_is_left_learns_and_says_what_is_gone(tiny_task):
     assert reasons_left_alone(model, asked, made) == {
         behind: f"without {gone} (a{n}, mid{n}, b{n}, relu{n}) before it"
     }
-    done = decided(asked, model, made)
+    done = as_carried_out(asked, model, made)
     assert done == msgspec.structs.replace(asked, blocks=(gone,), count=None)
-    assert decided(done, model, made) == done
+    assert as_carried_out(done, model, made) == done
     assert distillation_of(PruneBlocks(fine_tune=EPOCH, count=1)) is not None
+
+
+def test_count_takes_no_block_that_only_the_shortened_network_has(tiny_task):
+    """Of two branches that are added to one tensor, the second ends a block once the first is gone."""
+    inputs = layers.Input(tiny_task.input_shape)
+    x = conv(2, "stem")(inputs)
+    second = layers.Add(name="second")(
+        [layers.Add(name="first")([x, conv(2, "p")(x)]), conv(2, "q")(x)]
+    )
+    y = layers.Add(name="third")([second, conv(2, "c")(second)])
+    classes = len(tiny_task.labels)
+    head = layers.Dense(classes, activation="softmax", name="dense")(layers.Flatten()(y))
+    model = tf_keras.Model(inputs, head)
+    # Little is lost without the two branches, much without the last block.
+    for name in ("p", "q"):
+        layer = model.get_layer(name)
+        layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    asked = step(count=2)
+    made, _ = keras_step(model, asked, tiny_task, seed=0)
+    assert {"second", "q"} <= {*named(made)}
+    assert not {"first", "p", "third", "c"} & {*named(made)}
+    done = as_carried_out(asked, model, made)
+    assert done.blocks == ("first", "third")
+    assert named(keras_step(model, done, tiny_task, seed=0)[0]) == named(made)
 
 
 def test_a_layer_behind_two_blocks_that_went_tells_of_both():
@@ -239,7 +269,7 @@ def test_a_block_inside_a_block_goes_with_it():
     small = without(model, [inner, outer])
     assert not {"a", "b", "inner", "outer"} & {*named(small)}
     assert list(block_facts(model, small).values()) == ["without outer (a, b, inner) before it"]
-    assert decided(step(count=2), model, small).blocks == ("outer",)
+    assert as_carried_out(step(count=2), model, small).blocks == ("outer",)
     with pytest.raises(UserError, match="count: 1 residual blocks can go, got 2; there are inner"):
         check_blocks(model, step(count=2))
 

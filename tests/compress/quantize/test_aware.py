@@ -272,6 +272,31 @@ def test_a_file_that_chooses_other_classes_is_refused(made, tiny_task):
     assert found.one_scale is False
 
 
+class Differing:
+    """Answers as a Keras model does, but for another class of the first few samples."""
+
+    def __init__(self, keras, few):
+        self.keras, self.few = keras, few
+
+    def predict(self, x, **how):
+        answers = self.keras.predict(x, **how).copy()
+        answers[: self.few] = np.roll(answers[: self.few], 1, axis=-1)
+        return answers
+
+
+def test_the_agreement_counts_the_samples_that_are_answered_otherwise(made, tiny_task):
+    _, aware, file = made
+    plain = to_onnx(learned(aware, STEP)[0])
+    x = tiny_task.test.x
+    same = classes(file, x) == classes(aware, x)
+    x = x[same]  # a tie may fall to either side
+    for few in (0, 3):
+        assert require_as_trained(file, plain, Differing(aware, few), x) == 1 - few / len(x)
+    with pytest.raises(ParityError, match=f"for 5 of {len(x)} samples"):
+        require_as_trained(file, plain, Differing(aware, 5), x)
+    assert require_as_trained(file, plain, aware, x, chooses_class=False) is None
+
+
 def test_the_input_keeps_its_own_grid_where_the_first_layer_brings_it_into_form(tiny_task):
     """A convolution of one channel that no ReLU follows: its file begins by a Reshape of its name."""
     stack = [
