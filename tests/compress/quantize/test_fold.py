@@ -40,6 +40,16 @@ def norms(model):
     return [name for name, layer in named_layers(model) if "BatchNorm" in type(layer).__name__]
 
 
+@pytest.mark.parametrize(("norm", "rate"), [(layers.BatchNormalization, 0.0), (layers.ReLU, 0.4)])
+def test_dropout_rests_where_a_norm_that_made_up_for_it_is_gone(norm, rate):
+    made_of = [layers.Conv2D(6, 3), norm(), layers.Dropout(0.4, name="d"), layers.Dense(5)]
+    model = sequential(*made_of)
+    folded, _ = fold_batch_norm(model)
+    assert folded.get_layer("d").rate == rate
+    assert model.get_layer("d").rate == 0.4
+    assert largest_difference(model, folded) < 1e-5
+
+
 @pytest.mark.parametrize(
     "layer",
     [
