@@ -247,6 +247,17 @@ def _is_relu(layer: Any) -> bool:
     return kind == "Activation" and getattr(layer.activation, "__name__", "") in {"relu", "relu6"}
 
 
+def _grid_before(layer: Any) -> str | None:
+    """Return the layer on whose grid lies what a layer is given, or None where calls differ in it."""
+    names = set()
+    for node in layer.inbound_nodes:
+        before = node.inbound_layers
+        while type(before).__name__ in _SAME_GRID - {"InputLayer"}:
+            before = before.inbound_nodes[0].inbound_layers
+        names.add(INPUT if type(before).__name__ == "InputLayer" else getattr(before, "name", None))
+    return names.pop() if len(names) == 1 else None
+
+
 def _is_rounding(layer: Any) -> bool:
     return type(layer).__name__ == "TFOpLambda" and layer.get_config()["function"] == _FAKE_QUANT
 
@@ -324,8 +335,30 @@ class _Rounding:
             if name in self._kernels:
                 quantizer = self._kernels[name]
                 values[0] = np.asarray(quantizer(self._weights[name][0], False))
+                layer = model.get_layer(name)
+                before = _grid_before(layer)
+                if layer.use_bias and before in ends:
+                    low, high = _nudged(*ends[before])
+                    values[1] = self._on_grid_of_sums(layer, *values, step=(high - low) / 255)
             twin.set_weights(values)
         return result
+
+    def _on_grid_of_sums(self, layer: Any, kernel: Array, bias: Array, *, step: float) -> Array:
+        """Return a bias as it is stored, in steps of the products that it is added to.
+
+        Where a channel has large weights these steps are a good part of one of the result.
+
+        Args:
+            layer: whose kernel and bias they are.
+            kernel: on the int8 grid.
+            bias: ``(channels,)``.
+            step: of what the layer is given.
+        """
+        axes = None if self._step.keep_clusters else _KERNELS[type(layer).__name__][1]
+        levels = SCHEMES[self._step.target or this_target()].levels
+        scale = np.abs(kernel).max(axis=axes).astype(np.float64).reshape(-1) / levels
+        steps = np.where(scale > 0, scale, 1.0) * step
+        return np.asarray(np.rint(bias / steps) * steps, np.float32)
 
     def _rounding_layer(self, layer: Any, name: str) -> Callable[..., Any]:
         twin: Any = copied(layer, name)

@@ -132,6 +132,25 @@ def test_the_weights_lie_on_one_grid_a_channel(made):
     np.testing.assert_allclose(kernel / scale, np.rint(kernel / scale), atol=1e-3)
 
 
+@pytest.mark.parametrize("step", [STEP, QuantizeAware(fine_tune=FINE_TUNE, keep_clusters=True)])
+def test_the_biases_are_those_that_the_file_stores(step, tiny_task):
+    """The file adds them in steps of the products, which are large where weights are."""
+    model = model_of(normed(), tiny_task)
+    for layer in (model.get_layer("conv1"), model.get_layer("dw")):
+        kernel, *rest = layer.get_weights()
+        kernel[..., 0] *= 20
+        layer.set_weights([kernel, *rest])
+    aware = trained_for_int8(model, tiny_task, step)
+    file, _ = exported(aware, step, Export(), tiny_task)
+    stored = weights(file)
+    biases = {n: b for n, b in stored.items() if b.dtype == np.int32 and not n.endswith("_point")}
+    assert len(biases) == 3
+    for name, bias in biases.items():
+        step_of_sums = stored[f"{name}_scale"].astype(np.float64)
+        trained = aware.get_layer(name.split("/")[0]).bias.numpy()
+        assert np.abs(bias - trained / step_of_sums).max() < 0.01
+
+
 def test_the_saved_model_is_plain_keras(made, tiny_task, tmp_path):
     _, aware, _ = made
     aware.save(tmp_path / "aware.keras")
