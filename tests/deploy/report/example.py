@@ -2,6 +2,8 @@
 
 import hashlib
 
+import msgspec
+
 from deploy.audit import Audit, AuditedLayer
 from deploy.record import (
     Artifact,
@@ -295,3 +297,12 @@ def example(**changes: object) -> Results:
         },
     }
     return build_results(**{**given, **changes})
+
+
+def with_agreement(results: Results, name: str, share: float) -> Results:
+    """Return results in which one variant was trained for int8 and agrees with Keras so often."""
+    variants = (
+        msgspec.structs.replace(v, keras_agreement=share if v.name == name else None)
+        for v in results.variants
+    )
+    return msgspec.structs.replace(results, variants=tuple(variants))

@@ -8,7 +8,8 @@ import pytest
 from deploy.errors import MissingExtraError, UserError
 from deploy.record import Goal, Scatter
 from deploy.report import Training, read_results, to_html, write_report
-from tests.deploy.report.example import example, variants
+from deploy.report.summary import KERAS_AGREEMENT
+from tests.deploy.report.example import example, variants, with_agreement
 
 pytest.importorskip("jinja2", reason="the extra 'report' is not installed")
 mpl = pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
@@ -215,6 +216,13 @@ def test_the_page_says_what_runs_in_int8_where_it_was_looked_at():
     page = to_html(msgspec.structs.replace(example(), variants=unseen))
     assert 'id="int8"' not in page
     assert "MACs in int8" not in page
+
+
+def test_the_page_says_how_often_what_was_trained_for_int8_agrees_with_keras():
+    assert KERAS_AGREEMENT not in to_html(example())
+    page = to_html(with_agreement(example(), "int8", 0.99999))
+    assert page.count(KERAS_AGREEMENT) == 2  # the column, and what it means
+    assert page.count("<td>99.99\u202f%</td>") == 1
 
 
 def test_the_confusion_matrix_of_the_baseline_and_of_the_choice_is_a_table_with_its_labels():
