@@ -18,7 +18,7 @@ from compress.export.facts import layer_facts
 from compress.export.metadata import with_metadata
 from compress.export.to_tflite import with_metadata as with_tflite_metadata
 from compress.networks.named_layers import named_layers
-from deploy.errors import UserError
+from deploy.errors import UserError, needs_extra
 from deploy.litert import litert_version
 from deploy.preprocess import Preprocess
 from deploy.record import (
@@ -53,7 +53,8 @@ def stack_versions() -> dict[str, str]:
     """
     asked = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "")
     kernels = {"1": "oneDNN", "0": "own"}.get(asked, "as TensorFlow chooses")
-    return {name: metadata.version(name) for name in _STACK} | {"kernels": kernels}
+    with needs_extra("compress"):
+        return {name: metadata.version(name) for name in _STACK} | {"kernels": kernels}
 
 
 def describe(task: Task, *, step: Mapping[str, object], parent: str | None) -> ModelMetadata:

@@ -123,6 +123,8 @@ def _image(path: Path, raw: Tensor, preprocess: Preprocess) -> Array:
                     f"{path}: is {image.size[0]}×{image.size[1]} pixels, the model takes "
                     f"{width}×{height}; bring it to that size first"
                 )
+            if image.mode[0] in "IF":  # Pillow would clip them to 255
+                raise UserError(f"{path}: has more than 8 bits a pixel; save it with 8")
             pixels = np.asarray(image.convert(mode))
     # What Pillow's PNG and JPEG readers raise on damaged files.
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:

@@ -37,7 +37,7 @@ from deploy.goals import delta_bounds, delta_number, delta_unit, metric_of
 from deploy.machine import this_environment
 from deploy.preprocess import apply
 from deploy.record import Goal, Interval, SessionOptions, sha256_of
-from deploy.session import Model, open_model, random_inputs
+from deploy.session import Model, ModelMetadata, open_model, random_inputs
 from deploy.sizes import format_size
 
 _FIRST = 6
@@ -227,6 +227,15 @@ def _exactly(value: float) -> Interval:
     return Interval(value=value, low=value, high=value)
 
 
+def _require_one_task(ours: ModelMetadata, theirs: ModelMetadata) -> None:
+    """Raise a UserError if a model and its baseline say that they answer different questions."""
+    if ours.labels and theirs.labels and ours.labels != theirs.labels:
+        mine, other = (", ".join(map(str, found.labels[:3])) for found in (ours, theirs))
+        raise UserError(
+            f"--baseline: answers {other} …, the model {mine} …; compare models of one task"
+        )
+
+
 def _accuracy(
     limits: Limits, subject: _Subject, reference: _Subject | None, data: Path | None
 ) -> list[Finding]:
@@ -245,6 +254,8 @@ def _accuracy(
             )
         other = reference.open() if reference is not None else None
         model = subject.open()
+        if other is not None:
+            _require_one_task(model.metadata, other.metadata)
         samples = EvalSet.load(data, model.metadata.goal.task)
         known = accuracy.measured(model, other, samples, name=str(data))
     found = []

@@ -13,6 +13,7 @@ from deploy.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     json_option,
+    require_another,
     require_harmless_models,
     size_asked,
     trust_model_option,
@@ -24,11 +25,19 @@ from deploy.errors import UserError
 
 @click.command("check")
 @click.argument("bundle", type=FILE_OR_FOLDER)
-@click.option("--max-drop-points", type=float, help="Accuracy it may lose to the baseline.")
-@click.option("--min-accuracy", type=float, help="Fraction of samples that has to be right.")
+@click.option(
+    "--max-drop-points", type=click.FloatRange(min=0), help="Accuracy it may lose to the baseline."
+)
+@click.option(
+    "--min-accuracy", type=click.FloatRange(0, 1), help="Fraction of samples that has to be right."
+)
 @click.option("--max-size", metavar="SIZE", help="Of the file or folder, such as 100kB.")
-@click.option("--max-p50-ratio", type=float, help="Median time over that of the baseline.")
-@click.option("--max-p50-ms", type=float, help="Median time of one sample on this machine.")
+@click.option(
+    "--max-p50-ratio", type=click.FloatRange(min=0), help="Median time over that of the baseline."
+)
+@click.option(
+    "--max-p50-ms", type=click.FloatRange(min=0), help="Median time of one sample on this machine."
+)
 @click.option("--max-peak-memory", metavar="SIZE", help="Resident, of a new process.")
 @click.option("--require-int8", is_flag=True, help="A layer has to run as an int8 kernel.")
 @click.option("--baseline", type=FILE_OR_FOLDER, help="The bundle or ONNX file to compare with.")
@@ -84,6 +93,8 @@ def check_command(
     from deploy.check.run import check
     from deploy.record import SessionOptions
 
+    require_another("--junit", junit, bundle, baseline, data)
+    require_another("--markdown", markdown, bundle, baseline, data, junit)
     sizes = {
         "max_size_bytes": size_asked("--max-size", max_size),
         "max_peak_memory_bytes": size_asked("--max-peak-memory", max_peak_memory),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import sys
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +68,10 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped; what was finished is kept", err=True)
             ctx.exit(130)  # 128 + SIGINT, as a shell says it
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _OneLine("what is printed cannot be written: no space is left") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added: that of the work."""
@@ -78,7 +82,7 @@ def print_json(value: object) -> None:
     """Print a record as one JSON document on stdout."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
 @contextlib.contextmanager

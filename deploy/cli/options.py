@@ -55,6 +55,20 @@ public_key_option = click.option(
 )
 
 
+def require_another(option: str, place: Path | None, *taken: Path | None) -> None:
+    """Refuse a place for a result that something else has: what is read, or another result.
+
+    Raises:
+        UserError: if ``place`` is one of the files ``taken``.
+    """
+    from deploy.errors import UserError
+
+    if place is not None and place.resolve() in {path.resolve() for path in taken if path}:
+        raise UserError(
+            f"{option}: {place} is taken: it is what is read, or another result; name another file"
+        )
+
+
 def size_asked(option: str, text: str | None) -> int | None:
     """Return the bytes that an option such as ``64MB`` asks for."""
     from deploy.sizes import parse_size

@@ -16,6 +16,7 @@ from deploy.cli.options import (
     arena_option,
     json_option,
     memory_limit_option,
+    require_another,
     require_harmless_models,
     size_asked,
     threads_option,
@@ -68,6 +69,7 @@ def bench_command(
     """
     from deploy.bundle.container import write_whole
 
+    require_another("--out", out, *models)
     if host is None:
         seen = _bench_here(models, trust_model=trust_model, **asked)
     else:

@@ -1,5 +1,10 @@
 """The device's commands given what no command can do: one line, exit code 2."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -38,6 +43,24 @@ def refusal(*words):
 def test_bench_names_the_option_that_is_out_of_range(folder, option, value):
     assert option in invoke("bench", "m.onnx", option, value).stderr
     assert invoke("bench", "m.onnx", option, value).exit_code == 2
+
+
+def test_the_times_of_a_model_are_never_written_over_it(folder):
+    before = (folder / "m.onnx").read_bytes()
+    line = refusal("bench", "m.onnx", "--out", "m.onnx")
+    assert line.startswith("--out: m.onnx is taken: it is what is read")
+    assert (folder / "m.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [["--json"], []])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_is_full_is_one_line(folder, more):
+    command = [sys.executable, "-m", "deploy", "evaluate", "m.onnx", "--data", "set.npz", *more]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, env=env)
+    assert done.returncode == 2
+    assert done.stderr == b"error: what is printed cannot be written: no space is left\n"
 
 
 @pytest.mark.parametrize(

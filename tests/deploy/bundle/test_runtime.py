@@ -212,6 +212,14 @@ def test_an_image_of_another_size_is_refused_before_it_is_unpacked(tmp_path):
         runtime.predict(tmp_path / "broken.png")
 
 
+def test_an_image_of_16_bits_is_refused_where_pillow_would_clip_it(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
+    runtime, x = grey_bundle(tmp_path)
+    image.fromarray(x[1].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png: has more than 8 bits a pixel; save it with 8"):
+        runtime.predict(tmp_path / "deep.png")
+
+
 def test_without_pillow_an_image_ends_in_one_line(tmp_path, monkeypatch):
     runtime, _ = grey_bundle(tmp_path)
     (tmp_path / "x.png").write_bytes(b"")

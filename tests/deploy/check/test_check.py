@@ -16,12 +16,13 @@ from deploy.check import formats
 from deploy.check.accuracy import Accuracy
 from deploy.check.int8 import products
 from deploy.check.rules import Checked, Finding, Limits, look, overall, samples_needed
-from deploy.check.run import _drop, _Pace, _Repeated, _until_told, check
+from deploy.check.run import _drop, _Pace, _Repeated, _require_one_task, _until_told, check
 from deploy.cli import cli
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
 from deploy.machine import this_environment
 from deploy.record import Interval, SessionOptions
+from deploy.session import open_model
 from tests.deploy import tiny_onnx
 from tests.deploy.bundle import tiny
 
@@ -201,7 +202,8 @@ def test_time_and_memory_are_measured_in_processes_of_their_own(ready):
         (("--max-drop-points", 1, "--data", "test.npz"), "name it with --baseline"),
         (("--max-drop-points", 1, "--baseline", "model.onnx"), "give --data"),
         (("--min-accuracy", 0.5), "says nothing of its accuracy"),
-        (("--min-accuracy", 1.5), "<= 1.0"),
+        (("--min-accuracy", 1.5), "1.5 is not in the range 0<=x<=1"),
+        (("--max-drop-points", -1), "-1.0 is not in the range x>=0"),
         (("--max-size", "big"), "--max-size: needs a size such as 100kB"),
     ],
 )
@@ -210,6 +212,27 @@ def test_a_limit_that_cannot_be_answered_is_one_line(ready, monkeypatch, words, 
     result = invoke("model.lship", *words)
     assert result.exit_code == 2
     assert line in result.stderr.splitlines()[-1]
+
+
+def test_a_baseline_of_another_task_is_no_baseline(ready):
+    ours = open_model(ready / "model.onnx").metadata
+    ours = msgspec.structs.replace(ours, labels=("cat", "dog"))
+    with pytest.raises(UserError, match="--baseline: answers shirt, shoe …, the model cat, dog …"):
+        _require_one_task(ours, msgspec.structs.replace(ours, labels=("shirt", "shoe")))
+    _require_one_task(ours, ours)
+    _require_one_task(ours, msgspec.structs.replace(ours, labels=()))
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_what_is_read_is_never_written_over(ready, option):
+    bundle = ready / "model.lship"
+    before = bundle.read_bytes()
+    result = invoke(bundle, "--max-size", "1MB", option, bundle)
+    assert (result.exit_code, bundle.read_bytes()) == (2, before)
+    assert f"{option}: {bundle} is taken" in result.stderr.splitlines()[-1]
+    both = ("--junit", ready / "both", "--markdown", ready / "both")
+    assert "--markdown" in invoke(bundle, "--max-size", "1MB", *both).stderr.splitlines()[-1]
+    assert not (ready / "both").exists()
 
 
 def test_a_bundle_of_a_run_is_believed_what_its_run_measured(tmp_path):
