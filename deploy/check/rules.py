@@ -124,14 +124,16 @@ def look(
 def samples_needed(seen: Interval, limit: float, samples: int) -> int | None:
     """Return about how many samples would tell on which side of a limit a value lies.
 
-    The width of an interval shrinks with the root of their number. None if the value lies so near
-    that no number would do that anyone has.
+    An interval's end on the side of the limit comes nearer with the root of their number, that of a
+    share near 1 faster. None if the value lies so near that no number would do that anyone has.
 
     >>> samples_needed(Interval(value=-0.2, low=-0.8, high=0.4), -0.5, 1000)
     4000
+    >>> samples_needed(Interval(value=1.0, low=0.981, high=1.0), 0.99, 200)
+    722
     """
     distance = abs(seen.value - limit)
-    half = (seen.high - seen.low) / 2
-    if distance <= half / 1000:
+    reach = seen.high - seen.value if limit > seen.value else seen.value - seen.low
+    if distance <= reach / 1000:
         return None
-    return math.ceil(round(samples * (half / distance) ** 2, 6))
+    return math.ceil(round(samples * (reach / distance) ** 2, 6))
