@@ -10,7 +10,7 @@ from tf_keras import layers
 from compress.networks import load_keras
 from compress.networks.named_layers import named_layers
 from compress.prune.dead import RemoveDead, dead_facts, remove_dead
-from tests.compress.prune.test_groups import (
+from tests.compress.prune.test_coupling import (
     ENDS,
     INPUTS,
     OPERATIONS,
