@@ -43,7 +43,7 @@ def emptied(model, seed, share):
 @pytest.mark.drawn
 @settings(
     max_examples=examples(50),
-    phases=[Phase.generate],  # as in test_groups
+    phases=[Phase.generate],  # as in test_coupling
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.lists(OPERATIONS, min_size=1, max_size=2), ENDS, st.integers(0, 10**6))
