@@ -30,6 +30,7 @@ INT8 = (
     "fashion_resnet_8/seed-0",
     "fashion_resnet_8/x86-avx2-seed-0",
     "fashion_mobilenet_v1/seed-0",
+    "fashion_ds_cnn/seed-0",
 )
 """Runs of recipes that go every way into int8."""
 PRUNED_ZEROS = {"lenet_300_100": 0.9, "lenet_5": 0.9, "fashion_resnet_8": 0.5}
