@@ -339,26 +339,10 @@ class _Rounding:
                 before = _grid_before(layer)
                 if layer.use_bias and before in ends:
                     low, high = _nudged(*ends[before])
-                    values[1] = self._on_grid_of_sums(layer, *values, step=(high - low) / 255)
+                    kernel, bias = values
+                    values[1] = _on_grid_of_sums(kernel, bias, quantizer, step=(high - low) / 255)
             twin.set_weights(values)
         return result
-
-    def _on_grid_of_sums(self, layer: Any, kernel: Array, bias: Array, *, step: float) -> Array:
-        """Return a bias as it is stored, in steps of the products that it is added to.
-
-        Where a channel has large weights these steps are a good part of one of the result.
-
-        Args:
-            layer: whose kernel and bias they are.
-            kernel: on the int8 grid.
-            bias: ``(channels,)``.
-            step: of what the layer is given.
-        """
-        axes = None if self._step.keep_clusters else _KERNELS[type(layer).__name__][1]
-        levels = SCHEMES[self._step.target or this_target()].levels
-        scale = np.abs(kernel).max(axis=axes).astype(np.float64).reshape(-1) / levels
-        steps = np.where(scale > 0, scale, 1.0) * step
-        return np.asarray(np.rint(bias / steps) * steps, np.float32)
 
     def _rounding_layer(self, layer: Any, name: str) -> Callable[..., Any]:
         twin: Any = copied(layer, name)
@@ -388,6 +372,22 @@ class _Rounding:
 
     def _rounded_input(self, tensor: Any) -> Any:
         return self._grid.QuantizeLayer(self._ranges[INPUT], name="round_input")(tensor)
+
+
+def _on_grid_of_sums(kernel: Array, bias: Array, quantizer: Any, *, step: float) -> Array:
+    """Return a bias as it is stored, in steps of the products that it is added to.
+
+    Where a channel has large weights these steps are a good part of one of the result.
+
+    Args:
+        kernel: on the int8 grid.
+        bias: ``(channels,)``.
+        quantizer: the ``grid.Weights`` that brought the kernel there.
+        step: of what the layer is given.
+    """
+    scale = np.abs(kernel).max(axis=quantizer.axes).astype(np.float64).reshape(-1)
+    steps = np.where(scale > 0, scale / quantizer.levels, 1.0) * step
+    return np.asarray(np.rint(bias / steps) * steps, np.float32)
 
 
 def _nudged(low: float, high: float) -> Range:

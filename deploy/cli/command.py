@@ -71,7 +71,8 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise _OneLine("what is printed cannot be written: no space is left") from error
+            where = error.filename or "what is printed, or a temporary file,"
+            raise _OneLine(f"{where} cannot be written: no space is left") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added: that of the work."""

@@ -59,11 +59,12 @@ def require_another(option: str, place: Path | None, *taken: Path | None) -> Non
     """Refuse a place for a result that something else has: what is read, or another result.
 
     Raises:
-        UserError: if ``place`` is one of the files ``taken``.
+        UserError: if ``place`` is one of those ``taken``, or lies in one that is a folder.
     """
     from deploy.errors import UserError
 
-    if place is not None and place.resolve() in {path.resolve() for path in taken if path}:
+    all_taken = {path.resolve() for path in taken if path}
+    if place is not None and all_taken & {place.resolve(), *place.resolve().parents}:
         raise UserError(
             f"{option}: {place} is taken: it is what is read, or another result; name another file"
         )

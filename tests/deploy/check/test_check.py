@@ -233,6 +233,10 @@ def test_what_is_read_is_never_written_over(ready, option):
     both = ("--junit", ready / "both", "--markdown", ready / "both")
     assert "--markdown" in invoke(bundle, "--max-size", "1MB", *both).stderr.splitlines()[-1]
     assert not (ready / "both").exists()
+    (ready / "folder").mkdir(exist_ok=True)
+    inside = invoke(ready / "folder", "--max-size", "1MB", option, ready / "folder/manifest.json")
+    assert f"{option}: " in inside.stderr.splitlines()[-1]
+    assert not (ready / "folder/manifest.json").exists()
 
 
 def test_a_bundle_of_a_run_is_believed_what_its_run_measured(tmp_path):
