@@ -19,6 +19,7 @@ from compress.prune.distill import Distill
 from compress.prune.low_rank import BySpeed, LowRank
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
+from compress.quantize.layout import Int8Layout
 from compress.quantize.mixed import QuantizeMixed
 from compress.recipe import BASELINE, Recipe
 from compress.steps import (
@@ -147,7 +148,7 @@ def plan(recipe: Recipe, task: Task) -> dict[str, Stage]:
             # A step that names no target aims at this machine, so the machine is part of the key.
             target = this_target()
             made = {"step": step, "parent": parent.model_key, "target": target}
-            if isinstance(step, QuantizeMixed):
+            if isinstance(step, QuantizeMixed | Int8Layout):
                 made |= _timed_here()
             model_key = key_of({**made, **quantizing})
         stages[variant.name] = Stage(

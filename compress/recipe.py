@@ -15,6 +15,8 @@ from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.dynamic import QuantizeDynamic
+from compress.quantize.layout import Int8Layout
+from compress.quantize.mixed import QuantizeMixed
 from compress.quantize.static import QuantizeStatic
 from compress.shipped import shipped_recipes
 from compress.steps import LiteRtStep, OnnxStep, Step
@@ -235,6 +237,15 @@ def _in_order(variants: tuple[Variant, ...], *, where: str) -> tuple[Variant, ..
 
 def _why_not_after(variant: Variant, parent: Variant | None) -> str | None:
     """Say why a step cannot run on what its parent gives, or None if it can."""
+    if isinstance(variant.step, Int8Layout):
+        if parent is not None and isinstance(
+            parent.step, QuantizeStatic | QuantizeMixed | QuantizeAware
+        ):
+            return None
+        return (
+            f"step 'int8_layout' needs int8 layers, which {variant.parent!r} has not; take it from a "
+            "variant of quantize_static, quantize_aware or quantize_mixed"
+        )
     if parent is None or not isinstance(parent.step, OnnxStep | LiteRtStep | QuantizeAware):
         return None
     needs = "a Keras model"

@@ -70,6 +70,7 @@ from compress.quantize.aware import (
 )
 from compress.quantize.dynamic import QuantizeDynamic, quantize_dynamic, why_not_dynamic
 from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
+from compress.quantize.layout import Int8Layout, int8_layout
 from compress.quantize.mixed import (
     Mixed,
     OnSearch,
@@ -107,7 +108,7 @@ KerasStep = (
 )
 """Steps that take a Keras model and give one."""
 
-OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly | QuantizeMixed
+OnnxStep = QuantizeStatic | QuantizeDynamic | ToFloat16 | WeightOnly | QuantizeMixed | Int8Layout
 """Steps that take an ONNX model and give one."""
 
 LiteRtStep = LiteRt
@@ -365,6 +366,9 @@ def onnx_step(
             return Made(model=to_float16(model, step), step=step)
         case WeightOnly():
             return Made(model=weight_only(model, step, task), step=step)
+        case Int8Layout():
+            laid, done = int8_layout(model, step, task, seed=seed, on_timing=on_search)
+            return Made(model=laid, step=done)
         case _:
             assert_never(step)
 
@@ -401,6 +405,8 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
                 **why_not_int8(made, target=this_target()),
                 **why_in_float(original, step, made),
             }
+        case Int8Layout():
+            return why_not_int8(made, target=this_target())
         case ToFloat16() | WeightOnly():
             return {}
         case LiteRt():
@@ -481,6 +487,7 @@ def check_layer_names(  # one case a step
             | RemoveDead()
             | QuantizeDynamic()
             | QuantizeMixed()
+            | Int8Layout()
             | ToFloat16()
             | WeightOnly()
             | LiteRt()

@@ -14,6 +14,7 @@ from msgspec import Meta
 from compress.data.task import Task
 from compress.quantize.calibrate import Calibration
 from compress.quantize.excluded import Exclusion
+from compress.quantize.layout import Columns, columns_by_timing, laid_out, timing
 from compress.quantize.outputs import outputs_of
 from compress.quantize.points import points_gained, score
 from compress.quantize.sensitivity import LayerSensitivity, sensitivity
@@ -54,8 +55,8 @@ class QuantizeMixed(Record, frozen=True, tag_field="kind", tag="quantize_mixed")
     """Static int8 for the layers that it makes faster, float for the others.
 
     Choices are timed on this machine, not guessed: a convolution of few channels is slower in int8,
-    and so may be one whose neighbours are float, because of the conversions in between. What comes
-    out is no slower than the faster of all layers in float and all in int8, as the last round of
+    and so may be one whose neighbours are float, because of the conversions in between. What is in
+    int8 is laid out for its kernels, as by ``int8_layout``. What comes out is no slower than the faster of all layers in float and all in int8, as the last round of
     timing saw them, and loses no more on validation samples than is allowed. Takes minutes in
     which nothing else should run.
     """
@@ -106,6 +107,8 @@ class Mixed(Record, frozen=True):
     chosen: Tried
     tried: tuple[Tried, ...]
     """In order; what was timed more than once is there as often."""
+    columns: dict[str, int]
+    """How many columns convolutions of few channels compute at once wherever they are in int8."""
     layers: tuple[LayerSensitivity, ...]
 
 
@@ -148,7 +151,8 @@ def quantize_mixed(
 ) -> tuple[Any, Mixed]:
     """Return the fastest ``ModelProto`` whose layers are int8 or float, and how it was found.
 
-    The search starts from all layers in int8 and from all in float, and from what lies in between
+    At first, all in int8, convolutions of few channels are given the number of columns to compute
+    at once that is fastest. The search starts from all layers in int8 and from all in float, and from what lies in between
     when layers become float in the order of the time they save, of what they cost, and of their
     place in the graph from either end. Choices that lose too much are not timed. The others
     are timed together, shortly; the better half again, twice as long, until few are left
@@ -210,6 +214,7 @@ class _Search:
         self.built: dict[Floats, tuple[Path, Tried]] = {}
         self.first_of: dict[str, Floats] = {}
         self.tried: list[Tried] = []
+        self.columns: Columns = {}
 
     def run(self) -> tuple[Any, Mixed]:
         import onnx
@@ -222,6 +227,8 @@ class _Search:
             ranges=self.ranges,
             on_progress=lambda done, total: self.say("looking at each layer", done, total),
         )
+        timed = timing(self.model, self.step.threads, seed=self.seed, on_timing=self.say)
+        self.columns = columns_by_timing(self._quantized(self.all_int8), timed)
         best, speeds = self._halve(self._starts(layers))
         at_stake = sorted(layers, key=lambda layer: -abs(layer.saved_us or 0.0))
         flips = [layer.name for layer in at_stake[:_FLIPS]]
@@ -252,6 +259,7 @@ class _Search:
             target=this_target(),
             chosen=chosen,
             tried=tuple(self.tried),
+            columns=dict(self.columns),
             layers=layers,
         )
         return onnx.load(self._build(floats)[0]), made
@@ -333,8 +341,8 @@ class _Search:
         if floats not in self.built:
             plain = self.model
             if floats != self.all_float:
-                static = as_static(self.step, floats)
-                plain = quantize_static(self.model, static, self.task, ranges=self.ranges)
+                int8 = {name: n for name, n in self.columns.items() if name not in floats}
+                plain = laid_out(self._quantized(floats), int8)
             made, stored = self._stored(plain, floats)
             if made is None or not (drop := self._drop(made)) <= self.step.max_drop_points:
                 made, stored, drop = plain, "float32", self._drop(plain)
@@ -346,6 +354,11 @@ class _Search:
             if not self._allowed(floats):
                 self.tried.append(tried)
         return self.built[floats]
+
+    def _quantized(self, floats: Floats) -> Any:
+        """Return what a choice makes of the model, as static quantization writes it."""
+        static = as_static(self.step, floats)
+        return quantize_static(self.model, static, self.task, ranges=self.ranges)
 
     def _stored(self, plain: Any, floats: Floats) -> tuple[Any, FloatStorage]:
         """Return a model whose float layers take fewer bits; None if nothing is asked, or it cannot be."""

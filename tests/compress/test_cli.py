@@ -249,6 +249,21 @@ def test_a_mixed_model_has_its_search_and_its_picture_beside_it(data, onnx, tmp_
     assert record["step"]["kind"] == "quantize_mixed"
 
 
+def test_an_int8_model_is_laid_out_for_its_kernels(int8, data, tmp_path):
+    out = tmp_path / "faster.onnx"
+    told = done("quantize", int8, "--data", data, "--kind", "layout", "--out", out)
+    assert "no layer gains by computing several columns at once" in told.stderr  # it is an MLP
+    record = json.loads((tmp_path / "faster.onnx.json").read_text())
+    assert record["step"] == {"kind": "int8_layout", "columns": {}, "threads": 1}
+
+
+def test_a_float_model_has_nothing_to_lay_out(onnx, data, tmp_path):
+    out = tmp_path / "faster.onnx"
+    told = one_line("quantize", onnx, "--data", data, "--kind", "layout", "--out", out)
+    assert "has no int8 layers between QuantizeLinear and DequantizeLinear" in told
+    assert not out.exists()
+
+
 def test_corrections_and_bits_are_asked_for_on_the_command_line(onnx, data, tmp_path):
     out = tmp_path / "int4.onnx"
     corrections = ("--correct", "rounding", "--correct", "bias")

@@ -68,7 +68,11 @@ def rig(monkeypatch):
             on_progress(settings.processes, settings.processes)
             return tuple(found)
 
+        def timing(*_args, **_named):
+            return lambda models: [1.0 for _ in models]  # no number of columns gains
+
         monkeypatch.setattr(module, "race", race)
+        monkeypatch.setattr(module, "timing", timing)
         monkeypatch.setattr("compress.quantize.sensitivity._saved_us", lambda *_: {})
         return timed
 
@@ -97,6 +101,37 @@ def test_a_best_choice_that_no_start_contains_is_climbed_to(model, task, rig, mo
     monkeypatch.setattr(module._Search, "_starts", lambda self, layers: [self.all_int8])
     made, _ = quantize_mixed(model, FREE, task, seed=0)
     assert layers_in_int8(made) == {"stem", "dense"}
+    assert timed
+
+
+def test_a_thin_layer_computes_the_fastest_number_of_columns_wherever_it_is_int8(
+    model, task, rig, monkeypatch
+):
+    timed = rig(lambda int8: 1 + len(int8))
+    wide = []
+
+    def columns_of(made):
+        return {f.node.name: f.weight.dims[0] // 8 for f in weighted_nodes(made.graph)[:2]}
+
+    def timing(*_args, **_named):
+        return lambda models: [1 + (columns_of(one)["stem"] == 4) for one in models]
+
+    def drop(self, made):
+        wide.append((layers_in_int8(made), columns_of(made)))
+        return 0.0
+
+    monkeypatch.setattr(module, "timing", timing)
+    monkeypatch.setattr(module._Search, "_drop", drop)
+    made, search = quantize_mixed(model, FREE, task, seed=0)
+    assert search.columns == {"stem": 4}
+    assert columns_of(made) == {"stem": 4, "conv": 1}
+    assert {"stem" in int8 for int8, _ in wide} == {True, False}
+    assert all(columns["stem"] == (4 if "stem" in int8 else 1) for int8, columns in wide)
+    plain = quantize_static(model, as_static(FREE, ()), task)
+    x = images(20, seed=5)
+    np.testing.assert_array_equal(
+        open_model(made.SerializeToString()).run(x), open_model(plain.SerializeToString()).run(x)
+    )
     assert timed
 
 
@@ -163,7 +198,9 @@ def test_no_choice_is_made_or_shortly_timed_twice_in_one_round(model, task, rig,
     monkeypatch.setattr(module, "quantize_static", spy)
     rig(lambda int8: 1 + len(int8))
     quantize_mixed(model, FREE, task, seed=0)
-    assert len(made) == len(set(made)) <= 2**3 - 1
+    # All int8 is made once more, to find the columns of thin layers in.
+    assert made[0] == ()
+    assert len(made[1:]) == len(set(made[1:])) <= 2**3 - 1
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("float16", np.float16), ("int8", np.int8)])
@@ -235,6 +272,7 @@ def test_a_real_clock_gives_intervals_around_what_it_saw(model, task, monkeypatc
     quick = module.Bench(processes=5, sessions_per_process=1, rounds=1, block_ms=0.2, batch=1)
     monkeypatch.setattr(module, "_ROUGH", quick)
     monkeypatch.setattr(module, "_FINE", quick)
+    monkeypatch.setattr("compress.quantize.layout._TIMED", quick)
     monkeypatch.setattr(module, "_CLIMBS", 0)
     monkeypatch.setattr(module._Search, "_starts", lambda self, layers: [self.all_int8])
     _, search = quantize_mixed(model, FREE, task, seed=0)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from compress.quantize.calibrate import calibrate
+from compress.quantize.layout import laid_out
 from deploy.errors import UserError
 from deploy.graph import weighted_nodes
 from deploy.kernels import int8_layers, obstacle, optimized
@@ -155,6 +156,39 @@ def test_the_result_is_that_of_the_graph_as_it_is_written(name):
     expected = as_written(trap.model, x)
     assert np.isfinite(expected).all()
     np.testing.assert_allclose(got, expected, rtol=0, atol=trap.steps * trap.step * 1.001)
+
+
+def float_stem():
+    """Return a float convolution → conv "b" → Add of both, quantized: 16 channels fill a block."""
+    graph = Graph((4, 6, 6))
+    stem = graph.node("Relu", conv(graph, "x", "stem", outputs=16, stored="float"))
+    stem = graph.quantized(stem, 1 / 16, 0)
+    left = graph.quantized(conv(graph, stem, "b", inputs=16, outputs=16), 1 / 4)
+    added = graph.quantized(graph.node("Add", stem, left), 1 / 2)
+    return graph.model(graph.quantized(conv(graph, added, "c", inputs=16, outputs=16), 1))
+
+
+def thin():
+    graph = Graph((4, 6, 6))
+    tensor = graph.quantized(conv(graph, graph.quantized("x"), "a"), 1 / 16)
+    return graph.model(graph.quantized(conv(graph, tensor, "b"), 1 / 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "columns"), [(float_stem(), {}), (thin(), {"a": 2})], ids=["border", "columns"]
+)
+def test_what_is_laid_out_keeps_its_kernels_and_is_transposed_less_often(model, columns):
+    """At most where the model is given its image and gives its result."""
+    made = laid_out(model, columns)
+    kernels = int8_layers(made, target="x86-vnni")
+    assert kernels == int8_layers(model, target="x86-vnni")
+    kinds = [node.op_type for node in optimized(made, target="x86-vnni").graph.node]
+    assert kinds.count("Transpose") <= 2
+    assert "Conv" not in kinds or "ReorderOutput" in kinds
+    np.testing.assert_array_equal(
+        open_model(made.SerializeToString(), SHIPPED).run(samples()),
+        open_model(model.SerializeToString(), SHIPPED).run(samples()),
+    )
 
 
 @requantizing

@@ -1,0 +1,204 @@
+"""Int8 files that leave ONNX Runtime no image to bring into another order of axes.
+
+Its int8 convolutions want channels last, a file has channels first. ONNX Runtime puts a Transpose
+around every such kernel and lets those cancel that meet. Some are left: behind a float convolution,
+whose result it could give in either order at no cost, and behind the average over an image, where
+there is nothing to reorder. What is written here meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compress.quantize.finished import finished
+from deploy.graph import array_of, attributes, constants, consumers, producers
+from deploy.kernels import optimized
+
+CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+"""Orders of the axes of an image for ``Transpose``, from the other of the two."""
+_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu"})
+
+
+def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a ``ModelProto``'s tensors, as far as they are known; free axes are 0."""
+    import onnx
+
+    known = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        for value in (*known.input, *known.value_info, *known.output)
+    }
+
+
+def nests_graphs(graph: Any) -> bool:
+    """Say whether nodes of a graph hold graphs, as If and Loop do, which may read any tensor of it."""
+    return any(attr.HasField("g") or attr.graphs for node in graph.node for attr in node.attribute)
+
+
+def drop_unread(graph: Any) -> None:
+    """Remove nodes and constants that nobody reads from a graph that nests no other."""
+    wanted = {value.name for value in (*graph.output, *graph.input)}
+    nodes = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    tensors = [tensor for tensor in graph.initializer if tensor.name in wanted]
+    for kept, there in ((nodes[::-1], graph.node), (tensors, graph.initializer)):
+        del there[:]
+        there.extend(kept)
+
+
+def spare_transposes(model: Any) -> Any:
+    """Return a ``ModelProto`` that gives the same numbers, with fewer transposes when it runs.
+
+    What ONNX Runtime makes of a hint is looked at in the optimised graph: a hint that spares none is
+    not written.
+
+    Args:
+        model: of QuantizeLinear and DequantizeLinear, as ``quantize_static`` gives; left alone.
+    """
+    if nests_graphs(model.graph):
+        return model
+    fewest = _transposes(model)
+    for hint in (_average_with_channels_last, _borders_with_channels_last):
+        twin = type(model)()
+        twin.CopyFrom(model)
+        if hint(twin.graph, shapes_of(model)):
+            drop_unread(twin.graph)
+            made = finished(twin, model)
+            if (count := _transposes(made)) < fewest:
+                model, fewest = made, count
+    return model
+
+
+def _transposes(model: Any) -> int:
+    """Return how often ONNX Runtime brings something into another order of axes."""
+    return sum(node.op_type == "Transpose" for node in optimized(model).graph.node)
+
+
+def _average_with_channels_last(graph: Any, _: Any) -> bool:
+    """Let what reads the int8 average over an image have channels last: ``(n, 1, 1, channels)``."""
+    import onnx
+
+    made_by, readers, stored = producers(graph), consumers(graph), constants(graph)
+    outputs = {value.name for value in graph.output}
+    changed = False
+    for pool in [node for node in graph.node if node.op_type == "GlobalAveragePool"]:
+        before, after = made_by.get(pool.input[0]), readers.get(pool.output[0], [])
+        if [getattr(before, "op_type", None), *(node.op_type for node in after)] != [
+            "DequantizeLinear",
+            "QuantizeLinear",
+        ]:
+            continue
+        (quantize,) = after
+        result = quantize.output[0]
+        dequantized = readers.get(result, [])
+        given = [one.output[0] for one in dequantized]
+        reading = [node for name in given for node in readers.get(name, [])]
+        if (
+            not reading
+            or any(one.op_type != "DequantizeLinear" for one in dequantized)
+            or outputs.intersection((result, *given))
+            or not all(_drops_rows_and_columns(node, stored) for node in reading)
+        ):
+            continue
+        last = f"{result}/channels_last"
+        _insert_behind(
+            graph,
+            quantize,
+            onnx.helper.make_node("Transpose", [result], [last], name=last, perm=CHANNELS_LAST),
+        )
+        for node in dequantized:
+            node.input[0] = last
+        between = onnx.numpy_helper.from_array(np.array([1, 2]), f"{last}/axes")
+        graph.initializer.append(between)
+        for node in reading:
+            if node.op_type == "Squeeze":
+                node.input[1] = between.name
+        changed = True
+    return changed
+
+
+def _drops_rows_and_columns(node: Any, stored: Mapping[str, Any]) -> bool:
+    """Say whether a node makes ``(n, channels)`` of ``(n, channels, 1, 1)``, wherever the ones are."""
+    if node.op_type == "Flatten":
+        return bool(attributes(node).get("axis", 1) == 1)
+    if len(node.input) < 2 or node.input[1] not in stored:
+        return False
+    values = array_of(stored[node.input[1]])
+    if node.op_type == "Squeeze":
+        return sorted(values % 4) == [2, 3]
+    # 0 would stand for the size of an axis that is another one then.
+    return node.op_type == "Reshape" and len(values) == 2 and values[1] != 0
+
+
+def _borders_with_channels_last(graph: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Quantize what float convolutions give to int8 ones with channels last, and rows in one.
+
+    A float convolution's result gets its order when it leaves ONNX Runtime's blocked layout, so that
+    this Transpose is none. ``Flatten`` keeps the optimiser from moving it on: behind the
+    QuantizeLinear it would be one.
+    """
+    import onnx
+
+    made_by, readers = producers(graph), consumers(graph)
+
+    def float_convolution(tensor: str) -> bool:
+        node = made_by.get(tensor)
+        while node is not None and node.op_type in _ACTIVATIONS:
+            node = made_by.get(node.input[0])
+        return node is not None and node.op_type == "Conv" and not int8_convolution(node)
+
+    def int8_convolution(node: Any) -> bool:
+        kernel = made_by.get(node.input[1]) if node.op_type == "Conv" else None
+        return kernel is not None and kernel.op_type == "DequantizeLinear"
+
+    changed = False
+    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        tensor, result = quantize.input[0], quantize.output[0]
+        shape = shapes.get(tensor, ())
+        if len(shape) != 4 or not all(shape[1:]) or not float_convolution(tensor):
+            continue
+        reading = [
+            node
+            for one in readers.get(result, [])
+            for node in readers.get(one.output[0], [])
+            if one.op_type == "DequantizeLinear"
+        ]
+        if not any(int8_convolution(node) for node in reading):
+            continue
+        _, channels, rows, columns = shape
+        name = f"{result}/channels_last"
+        image = onnx.numpy_helper.from_array(
+            np.array([-1, rows, columns, channels]), f"{name}/shape"
+        )
+        graph.initializer.append(image)
+        make = onnx.helper.make_node
+        before = [
+            make("Transpose", [tensor], [f"{name}:0"], name=name, perm=CHANNELS_LAST),
+            make("Flatten", [f"{name}:0"], [f"{name}/pixels"], name=f"{name}/flatten", axis=3),
+        ]
+        at = list(graph.node).index(quantize)
+        for node in reversed(before):
+            graph.node.insert(at, node)
+        moved = graph.node[at + 2]  # what is in a graph moves when something is put in front
+        moved.input[0], moved.output[0] = f"{name}/pixels", f"{name}/quantized"
+        _insert_behind(
+            graph,
+            moved,
+            make("Reshape", [f"{name}/quantized", image.name], [f"{name}/image"], name=f"{name}/reshape"),
+            make("Transpose", [f"{name}/image"], [result], name=f"{name}/first", perm=CHANNELS_FIRST),
+        )  # fmt: skip
+        changed = True
+    return changed
+
+
+def _insert_behind(graph: Any, node: Any, *new: Any) -> None:
+    """Put nodes behind another one of a graph."""
+    at = next(i for i, one in enumerate(graph.node) if one.output == node.output)
+    for offset, one in enumerate(new, start=1):
+        graph.node.insert(at + offset, one)

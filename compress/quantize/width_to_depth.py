@@ -1,0 +1,337 @@
+"""Int8 convolutions of few channels that compute several columns of their result at once.
+
+ONNX Runtime's int8 convolution copies, for each pixel of the result, the pixels that it sees beside
+each other, and multiplies the copies with a matrix of the weights. Of an image of one channel it
+copies single bytes and multiplies them with a narrow matrix: such a layer is slower in int8 than in
+float. In memory, channels last, ``c`` neighbouring columns of one channel are the same bytes as one
+column of ``c`` channels. A convolution of the latter, with the weights at the places that the columns
+have in it and zeros elsewhere, gives the same sums in a matrix of a better shape. The idea is the
+space-to-depth of a TPU's first convolution (Ying et al. 2018, "Image classification at supercomputer
+scale", section 4.3), along the width alone, which costs no copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compress.quantize.channels_last import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    drop_unread,
+    nests_graphs,
+    shapes_of,
+)
+from compress.quantize.finished import finished
+from deploy.errors import UserError
+from deploy.graph import array_of, attributes, constants, consumers, producers
+
+Array = npt.NDArray[Any]
+
+_FEW_CHANNELS = 8
+_MOST_COLUMNS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Thin:
+    """An int8 convolution of few channels, as it stands in a file.
+
+    Attributes:
+        node: the ``Conv``.
+        image: ``DequantizeLinear`` of what it is given.
+        kernel: that of its weights.
+        bias: that of its bias; None if it has none.
+        result: ``QuantizeLinear`` of what it gives, past ``Relu`` and ``Clip``.
+        size: rows and columns of its kernel.
+        shape: ``(channels, rows, columns)`` of the image.
+        made: the same of the result.
+    """
+
+    node: Any
+    image: Any
+    kernel: Any
+    bias: Any | None
+    result: Any
+    size: tuple[int, int]
+    shape: tuple[int, int, int]
+    made: tuple[int, int, int]
+
+    @property
+    def stride(self) -> int:
+        """Columns of the image from one column of the result to the next."""
+        return int(attributes(self.node).get("strides", [1, 1])[1])
+
+    @property
+    def left(self) -> int:
+        """Columns of zeros in front of the image."""
+        return int(attributes(self.node).get("pads", [0, 0, 0, 0])[1])
+
+
+def columns_that_fit(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return how many columns the int8 convolutions of few channels may compute at once, by name.
+
+    Layers that compute one column in any case are missing.
+
+    Args:
+        model: a ``ModelProto`` of QuantizeLinear and DequantizeLinear, as ``quantize_static`` gives.
+    """
+    fits = {
+        thin.node.name: tuple(
+            columns for columns in range(2, _MOST_COLUMNS + 1) if _pads(thin, columns) is not None
+        )
+        for thin in _thin(model)
+    }
+    return {name: columns for name, columns in fits.items() if columns}
+
+
+def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
+    """Return a ``ModelProto`` that gives the same numbers, some layers several columns at once.
+
+    The layers keep their names. Their stored weights grow, by zeros; so do the products.
+
+    Args:
+        model: as in ``columns_that_fit``; left alone.
+        columns: how many columns a layer computes at once, by its name.
+
+    Raises:
+        UserError: if ``columns_that_fit`` has no such layer, or not this number.
+    """
+    if not columns:
+        return model
+    fits = columns_that_fit(model)
+    for name, count in columns.items():
+        if count not in fits.get(name, ()):
+            could = ", ".join(f"{layer} {list(counts)}" for layer, counts in fits.items())
+            raise UserError(
+                f"columns: {name!r} cannot compute {count} columns at once; there are "
+                f"{could or 'no int8 convolutions of few channels'}"
+            )
+    twin = type(model)()
+    twin.CopyFrom(model)
+    for name, count in columns.items():
+        _widen(twin.graph, next(thin for thin in _thin(twin) if thin.node.name == name), count)
+    return finished(twin, model)
+
+
+def _thin(model: Any) -> list[_Thin]:
+    """Return the int8 convolutions of few channels whose every number is known."""
+    graph = model.graph
+    if nests_graphs(graph):
+        return []
+    stored, made_by, readers = constants(graph), producers(graph), consumers(graph)
+    shapes = shapes_of(model)
+    outputs = {value.name for value in graph.output}
+    names = [node.name for node in graph.node]
+    found = []
+    for node in graph.node:
+        if node.op_type != "Conv" or names.count(node.name) > 1 or not _plain(attributes(node)):
+            continue  # without a name of its own it could not be asked for
+        inputs = [made_by[name] for name in node.input if name in made_by]
+        if [one.op_type for one in inputs] != ["DequantizeLinear"] * len(node.input):
+            continue
+        constant = [name for one in inputs for name in one.input[1 if one is inputs[0] else 0 :]]
+        own = [name for one in inputs[1:] for name in (*one.input, *one.output)]
+        if not stored.keys() >= set(constant) or any(len(readers[name]) > 1 for name in own):
+            continue
+        zeros = [array_of(stored[name]) for name in inputs[1].input[2:]]
+        if any(zero.any() for zero in zeros) or math.prod(stored[inputs[0].input[1]].dims) != 1:
+            continue  # what is filled up with zeros has to mean 0; an image has one grid
+        result = _quantize_behind(node, readers, outputs)
+        if result is None:
+            continue
+        shape, made = (shapes.get(name, ())[1:] for name in (node.input[0], node.output[0]))
+        # Four axes: a convolution of two dimensions.
+        if len(shape) == len(made) == 3 and all(shape) and all(made) and shape[0] <= _FEW_CHANNELS:
+            found.append(
+                _Thin(
+                    node=node,
+                    image=inputs[0],
+                    kernel=inputs[1],
+                    bias=inputs[2] if len(inputs) > 2 else None,
+                    result=result,
+                    size=tuple(stored[inputs[1].input[0]].dims)[2:],
+                    shape=shape,
+                    made=made,
+                )
+            )
+    return found
+
+
+def _quantize_behind(
+    node: Any, readers: Mapping[str, Sequence[Any]], outputs: Collection[str]
+) -> Any | None:
+    """Return the QuantizeLinear that alone reads a node's result, past Relu and Clip; None if none does."""
+    while node.output[0] not in outputs and len(reading := readers.get(node.output[0], ())) == 1:
+        (node,) = reading
+        if node.op_type == "QuantizeLinear":
+            return node
+        if node.op_type not in {"Relu", "Clip"}:
+            return None
+    return None
+
+
+def _plain(settings: Mapping[str, Any]) -> bool:
+    """Say whether a convolution states its padding and skips no pixel."""
+    return settings.get("auto_pad", b"NOTSET") == b"NOTSET" and set(
+        settings.get("dilations", [1])
+    ) == {1}
+
+
+def _pads(thin: _Thin, columns: int) -> tuple[int, int, int] | None:
+    """Return the first block of columns that a result sees, their number, and those to pad behind.
+
+    A block is what ``columns`` columns of the result are apart in the image. None if the image or
+    the result are no whole number of blocks, or the convolution leaves the image's last block unread.
+    """
+    width, made = thin.shape[2], thin.made[2]
+    block = columns * thin.stride
+    if made % columns or width % block:
+        return None
+    first = -thin.left // block
+    last = ((columns - 1) * thin.stride - thin.left + thin.size[1] - 1) // block
+    behind = (made // columns - 1) + last - (width // block - 1)
+    return (first, last - first + 1, behind) if behind >= 0 else None
+
+
+def _pads_of(thin: _Thin, columns: int) -> tuple[int, int, int]:
+    pads = _pads(thin, columns)
+    if pads is None:
+        raise ValueError(f"{thin.node.name} cannot compute {columns} columns at once")
+    return pads
+
+
+def _widened(kernel: Array, thin: _Thin, columns: int) -> Array:
+    """Return the weights that give ``columns`` columns, ``(columns × outputs, block × channels, …)``.
+
+    Args:
+        kernel: ``(outputs, channels of a group, rows, columns)``.
+        thin: the layer.
+        columns: of the result.
+    """
+    first, blocks, _ = _pads_of(thin, columns)
+    block = columns * thin.stride
+    outputs, each, rows, taps = kernel.shape
+    channels = thin.shape[0]
+    per_group = outputs // (channels // each)
+    wide = np.zeros((columns, outputs, block, channels, rows, blocks), kernel.dtype)
+    for output in range(outputs):
+        group = output // per_group * each
+        for column in range(columns):
+            for tap in range(taps):
+                at, within = divmod(column * thin.stride - thin.left + tap, block)
+                wide[column, output, within, group : group + each, :, at - first] = kernel[
+                    output, :, :, tap
+                ]
+    return wide.reshape(columns * outputs, block * channels, rows, blocks)
+
+
+def _widen(graph: Any, thin: _Thin, columns: int) -> None:
+    """Let a layer of a graph compute several columns at once."""
+    import onnx
+
+    name, stored = thin.node.name, constants(graph)
+    first, blocks, behind = _pads_of(thin, columns)
+    (channels, rows, width), (outputs, made_rows, made_width) = thin.shape, thin.made
+
+    def put(tensor: str, values: Array) -> str:
+        graph.initializer.append(onnx.numpy_helper.from_array(values, tensor))
+        return tensor
+
+    def moved(kind: str, given: str, what: str, **how: Any) -> Any:
+        """Return a node that moves values, called by what it gives."""
+        shape = [put(f"{name}/{what}/shape", np.array(how.pop("shape")))] if "shape" in how else []
+        return onnx.helper.make_node(
+            kind, [given, *shape], [f"{name}/{what}:0"], name=f"{name}/{what}", **how
+        )
+
+    _widen_constants(stored, thin, columns)
+    # Values are moved as the integers that they are stored as.
+    nodes = list(graph.node)
+    given, in_rows, folded = _stored(graph, thin)
+    if not in_rows:
+        folded.append(moved("Transpose", given, "channels_last", perm=CHANNELS_LAST))
+        given = folded[-1].output[0]
+    shape = [-1, rows, width // (columns * thin.stride), columns * thin.stride * channels]
+    folded.append(moved("Reshape", given, "columns_to_channels", shape=shape))
+    folded.append(moved("Transpose", folded[-1].output[0], "channels_first", perm=CHANNELS_FIRST))
+    image = onnx.helper.make_node(
+        "DequantizeLinear",
+        [folded[-1].output[0], *thin.image.input[1:]],
+        [f"{name}/columns"],
+        name=f"{name}/columns/dequantize",
+    )
+    result = thin.result.output[0]
+    thin.result.output[0] = f"{name}/results"
+    unfolded = [moved("Transpose", thin.result.output[0], "results_last", perm=CHANNELS_LAST)]
+    shape = [-1, made_rows, made_width, outputs]
+    unfolded.append(moved("Reshape", unfolded[-1].output[0], "channels_to_columns", shape=shape))
+    unfolded.append(
+        moved("Transpose", unfolded[-1].output[0], "results_first", perm=CHANNELS_FIRST)
+    )
+    unfolded[-1].output[0] = result
+    settings = attributes(thin.node)
+    top, _, bottom, _ = settings.get("pads", [0, 0, 0, 0])
+    wide = onnx.helper.make_node(
+        "Conv",
+        [image.output[0], *thin.node.input[1:]],
+        thin.node.output,
+        name=name,
+        kernel_shape=[thin.size[0], blocks],
+        strides=[settings.get("strides", [1, 1])[0], 1],
+        pads=[top, -first, bottom, behind],
+    )
+    at = nodes.index(thin.node)
+    nodes[at : at + 1] = [*folded, image, wide]
+    at = nodes.index(thin.result)
+    nodes[at + 1 : at + 1] = unfolded
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unread(graph)
+
+
+def _widen_constants(stored: Mapping[str, Any], thin: _Thin, columns: int) -> None:
+    """Put a layer's weights, its biases and, where there is one a channel, their scales, in columns."""
+    import onnx
+
+    for reader in (thin.kernel, thin.bias) if thin.bias is not None else (thin.kernel,):
+        one_a_channel = attributes(reader).get("axis", 1) == 0
+        for tensor in reader.input:
+            values = array_of(stored[tensor])
+            if tensor == thin.kernel.input[0]:
+                values = _widened(values, thin, columns)
+            elif tensor == reader.input[0] or (values.ndim and one_a_channel):
+                values = np.tile(values, columns)
+            stored[tensor].CopyFrom(onnx.numpy_helper.from_array(values, tensor))
+
+
+def _stored(graph: Any, thin: _Thin) -> tuple[str, bool, list[Any]]:
+    """Return the integers of a layer's image, whether channels come last, and nodes that make them.
+
+    An image of one channel is the same bytes either way. What only brings it into the order that a
+    convolution of the file takes is passed over: the new one takes another.
+    """
+    import onnx
+
+    made_by = producers(graph)
+    tensor, grid = thin.image.input[0], list(thin.image.input[1:])
+    one = thin.shape[0] == 1
+    quantize = made_by.get(tensor)
+    if quantize is None or quantize.op_type != "QuantizeLinear" or quantize.input[1:] != grid:
+        return tensor, one, []
+    move = made_by.get(quantize.input[0])
+    if move is None or not (
+        (one and move.op_type == "Reshape")
+        or (move.op_type == "Transpose" and tuple(attributes(move)["perm"]) == CHANNELS_FIRST)
+    ):
+        return tensor, one, []
+    before = made_by.get(move.input[0])
+    if before is not None and before.op_type == "DequantizeLinear" and before.input[1:] == grid:
+        return before.input[0], True, []
+    name = f"{thin.node.name}/stored"
+    stored = onnx.helper.make_node("QuantizeLinear", [move.input[0], *grid], [name], name=name)
+    return name, True, [stored]
