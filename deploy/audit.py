@@ -38,6 +38,7 @@ _MOVING = _LAYOUT | {
 }  # fmt: skip
 _FLOAT_RESULT = frozenset({"DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
 
+_ONE_CHANNEL = "1-channel Conv"
 _SESSIONS, _RUNS, _WARM_UP = 3, 60, 10
 _SLOWER = 1.1
 """Profiled times that differ by less are called equal."""
@@ -282,7 +283,7 @@ def _kind(found: Weighted) -> str:
     if depthwise(found):
         return "depthwise Conv"
     if found.node.op_type == "Conv" and found.weight.dims[1] == 1:
-        return "1-channel Conv"
+        return _ONE_CHANNEL
     return str(found.node.op_type)
 
 
@@ -508,7 +509,10 @@ def _culprit(found: Audit, times: Times, theirs: Times) -> str:
         if len(slower) > 2:
             named += f", and {len(slower) - 2} more layers"
         told = f"{named}, slower in int8 ({ours:.1f} µs) than in float ({floats:.1f} µs): exclude"
-        candidates.append((ours, floats, f"{told} {'it' if len(slower) == 1 else 'them'}"))
+        told += " it" if len(slower) == 1 else " them"
+        if any(layer.kind == _ONE_CHANNEL for layer in slower):
+            told += ", or let it compute several columns at once (int8_layout)"
+        candidates.append((ours, floats, told))
     candidates += [
         (layer.time_us, layer.reference_us or 0.0, f"{layer.name!r}, in float: {layer.why_not}")
         for layer in found.layers

@@ -33,6 +33,8 @@ INT8 = (
     "fashion_ds_cnn/seed-0",
 )
 """Runs of recipes that go every way into int8."""
+LAID_OUT = tuple(run for run in INT8 if run != "fashion_resnet_8/seed-0")
+"""Of these, what ran since there is int8_layout."""
 PRUNED_ZEROS = {"lenet_300_100": 0.9, "lenet_5": 0.9, "fashion_resnet_8": 0.5}
 
 
@@ -143,6 +145,16 @@ def test_training_for_int8_costs_at_most_two_tenths_of_a_point_and_no_time(run):
     assert aware.baseline_delta >= -0.2
     assert aware.int8_layers == static.int8_layers == static.weighted_layers
     assert aware.speedup_high >= static.speedup
+
+
+@pytest.mark.parametrize("run", LAID_OUT)
+def test_int8_that_is_laid_out_gives_the_same_answers_and_is_no_slower(run):
+    found = variants_of(run)
+    laid, aware, static = (found[f"int8{of}"] for of in ("-aware-layout", "-aware", ""))
+    assert laid.score == aware.score
+    assert laid.agreement == 1  # its parent is int8-aware
+    assert laid.int8_layers == aware.int8_layers
+    assert laid.speedup_high >= max(aware.speedup, static.speedup)
 
 
 @pytest.mark.parametrize("run", INT8)
