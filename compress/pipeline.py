@@ -31,6 +31,7 @@ from compress.plan import BENCH_CODE, RUNNING_CODE, Stage, check_names, naming, 
 from compress.prune.distill import Distill
 from compress.quantize.aware import QuantizeAware
 from compress.quantize.dynamic import QuantizeDynamic
+from compress.quantize.layout import Int8Layout
 from compress.quantize.lint import lint_calibration
 from compress.quantize.mixed import QuantizeMixed
 from compress.quantize.plots import plot_search
@@ -60,7 +61,14 @@ from deploy.evaluate import answers_of, compare, evaluate
 from deploy.kernels import why_not_int8
 from deploy.machine import this_environment, this_target
 from deploy.packing.weigh import packed_sizes
-from deploy.record import Comparison, Measurement, read_record, record_path, sha256_of
+from deploy.record import (
+    Comparison,
+    Measurement,
+    notes_beside,
+    read_record,
+    record_path,
+    sha256_of,
+)
 from deploy.report import write_report
 from deploy.report.build import Finished, build_results
 from deploy.report.results import Data, Reproduce, Results, Training, read_results
@@ -265,7 +273,7 @@ class _Making:
         made = load_keras(keras, trust_code=self._trusted)
         model, agreement = exported(made, stage.step, self.recipe.export, self.task)
         trained = read_record(keras)
-        notes = {layer.name: layer.note for layer in trained.layers if layer.note}
+        notes = notes_beside(keras)
         if isinstance(stage.step, QuantizeAware):
             notes |= why_not_int8(model, target=this_target())
         parent = self._parent_onnx(stage)
@@ -295,6 +303,8 @@ class _Making:
             original, stage.step, self.task, seed=seed, on_search=self.watcher.search_advanced
         )
         notes = reasons_left_alone(original, made.step, made.model)
+        if isinstance(made.step, Int8Layout):
+            notes = notes_beside(parent) | notes
         about = self._about(msgspec.to_builtins(made.step), parent)
         save_onnx(made.model, folder / _ONNX, about, seed=seed, notes=notes)
         if made.search is not None:
@@ -307,7 +317,7 @@ class _Making:
             raise ValueError(f"{stage.name} is not a LiteRT stage")
         keras = self._keras(self.stages[stage.parent]) / _KERAS
         content = litert_step(load_keras(keras, trust_code=self._trusted), stage.step, self.task)
-        notes = {layer.name: layer.note for layer in read_record(keras).layers if layer.note}
+        notes = notes_beside(keras)
         notes |= reasons_left_alone(None, stage.step, content)
         done = msgspec.to_builtins(stage.step)
         about = self._about(done, self._parent_onnx(stage))

@@ -242,6 +242,8 @@ def _why_not_after(variant: Variant, parent: Variant | None) -> str | None:
             parent.step, QuantizeStatic | QuantizeMixed | QuantizeAware
         ):
             return None
+        if parent is not None and isinstance(parent.step, Int8Layout):
+            return f"step 'int8_layout': {variant.parent!r} is laid out already"
         return (
             f"step 'int8_layout' needs int8 layers, which {variant.parent!r} has not; take it from a "
             "variant of quantize_static, quantize_aware or quantize_mixed"

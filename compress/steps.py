@@ -86,6 +86,7 @@ from compress.quantize.static import (
     with_method,
 )
 from compress.quantize.storage import ToFloat16, WeightOnly, to_float16, weight_only
+from compress.quantize.width_to_depth import why_wide
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
 from deploy.bench import Bench, race
@@ -406,7 +407,7 @@ def reasons_left_alone(original: Any, step: Step, made: Any) -> dict[str, str]: 
                 **why_in_float(original, step, made),
             }
         case Int8Layout():
-            return why_not_int8(made, target=this_target())
+            return {**why_wide(made), **why_not_int8(made, target=this_target())}
         case ToFloat16() | WeightOnly():
             return {}
         case LiteRt():
@@ -450,7 +451,7 @@ def _reasons_not_aware(model: Any, step: QuantizeAware) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why} | unfolded
 
 
-def check_layer_names(  # one case a step
+def check_layer_names(  # noqa: C901  # one case a step
     model: Any, step: Step, *, teacher: Any | None = None
 ) -> None:
     """Refuse a step that names layers which the network does not have, before any training.
@@ -481,13 +482,14 @@ def check_layer_names(  # one case a step
             check_excluded([name for name, _ in named_layers(model)], step)
         case QuantizeStatic():
             _check_left_out(model, step)
+        case Int8Layout():
+            _check_columns(model, step)
         case (
             FoldBatchNorm()
             | Distill()
             | RemoveDead()
             | QuantizeDynamic()
             | QuantizeMixed()
-            | Int8Layout()
             | ToFloat16()
             | WeightOnly()
             | LiteRt()
@@ -521,6 +523,13 @@ def _check_left_out(model: Any, step: QuantizeStatic) -> None:
     for pattern in step.exclude:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"exclude: no layer is named {pattern!r}; there are {', '.join(names)}")
+
+
+def _check_columns(model: Any, step: Int8Layout) -> None:
+    names = [name for name, _ in named_layers(model)]
+    for asked in step.columns if step.columns != "auto" else ():
+        if asked not in names:
+            raise UserError(f"columns: no layer is named {asked!r}; there are {', '.join(names)}")
 
 
 def distillation_of(step: Step) -> Distillation | None:

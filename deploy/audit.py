@@ -510,8 +510,9 @@ def _culprit(found: Audit, times: Times, theirs: Times) -> str:
             named += f", and {len(slower) - 2} more layers"
         told = f"{named}, slower in int8 ({ours:.1f} µs) than in float ({floats:.1f} µs): exclude"
         told += " it" if len(slower) == 1 else " them"
-        if any(layer.kind == _ONE_CHANNEL for layer in slower):
-            told += ", or let it compute several columns at once (int8_layout)"
+        thin = next((layer.name for layer in slower if layer.kind == _ONE_CHANNEL), None)
+        if thin is not None:
+            told += f", or try int8_layout, which may let {thin!r} compute several columns at once"
         candidates.append((ours, floats, told))
     candidates += [
         (layer.time_us, layer.reference_us or 0.0, f"{layer.name!r}, in float: {layer.why_not}")

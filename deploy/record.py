@@ -314,3 +314,14 @@ def gzip_bytes_of(path: Path) -> int:
     import gzip  # here: a device that opens a bundle has no use for it
 
     return len(gzip.compress(path.read_bytes(), compresslevel=9, mtime=0))
+
+
+def notes_beside(path: Path) -> dict[str, str]:
+    """Return what the record beside a model file notes of layers, by name; nothing without a record.
+
+    Raises:
+        UserError: as ``read_record`` does where there is one.
+    """
+    if not record_path(path).exists():
+        return {}
+    return {layer.name: layer.note for layer in read_record(path).layers if layer.note}

@@ -24,7 +24,7 @@ SMALL = {
 """Largest share of wrong answers, and packed bytes, that all of the seeds keep."""
 ON_TABLES = {"breast_cancer": 114, "diabetes": 88, "digits_anomaly": 1076}
 """Their test samples: few, so that what one seed scores says little."""
-PCQAT_SEEDS = (0, 2)
+PCQAT_SEEDS = (0, 1, 2)
 INT8 = (
     "fashion_lenet_5/seed-0",
     "fashion_resnet_8/seed-0",

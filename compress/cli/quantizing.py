@@ -131,7 +131,8 @@ def quantize(
     """Store an ONNX MODEL in fewer bits, and compute in them where that pays.
 
     With --kind mixed, layers become int8 or stay float by what is measured here: minutes in which
-    nothing else should run. How it was found is written to OUT.search.json.
+    nothing else should run. How it was found is written to OUT.search.json. --kind layout times an
+    int8 MODEL here too, for seconds.
 
     \b
     lightship quantize pruned.onnx --data mnist-sample --out pruned-int8.onnx
@@ -144,7 +145,7 @@ def quantize(
     from compress.quantize.lint import lint_calibration
     from compress.quantize.plots import check_plot, plot_search
     from compress.steps import OnnxStep, onnx_step, reasons_left_alone
-    from deploy.record import SessionOptions
+    from deploy.record import SessionOptions, notes_beside
 
     require_place(out, suffix=".onnx", other_than=model)
     require_harmless_models(trust_model, SessionOptions(), model)
@@ -178,16 +179,13 @@ def quantize(
     with watching(out, epochs=0) if kind in {"mixed", "layout"} else nullcontext() as watcher:
         hears = watcher.search_advanced if watcher else None
         made = onnx_step(original, step, task, seed=seed, on_search=hears)
-    if kind == "layout":
-        columns = builtins_of(made.step)["columns"]
-        told = ", ".join(
-            f"{name} computes {count} columns at once" for name, count in columns.items()
-        )
-        click.echo(told or "no layer gains by computing several columns at once", err=True)
     if calibration == "auto":
         click.echo(f"calibration: {builtins_of(made.step)['calibration']}", err=True)
     about = description(task, made.step, parent=model)
     notes = reasons_left_alone(original, made.step, made.model)
+    if kind == "layout":
+        notes = notes_beside(model) | notes
+        _say_layout(original, made.model)
     artifact = save_onnx(made.model, out, about, seed=seed, notes=notes)
     if made.search is not None:
         import msgspec
@@ -206,6 +204,24 @@ def quantize(
         if plot is not None:
             replace_file(plot, partial(plot_search, made.search))
     say_done(out, artifact, as_json=as_json)
+
+
+def _say_layout(original: Any, made: Any) -> None:
+    """Say what was written otherwise, on stderr."""
+    from compress.quantize.width_to_depth import columns_of, columns_that_fit
+    from deploy.kernels import optimized
+
+    columns = {name: n for name, n in columns_of(made).items() if name not in columns_of(original)}
+    for name, count in columns.items():
+        click.echo(f"{name} computes {count} columns at once", err=True)
+    if not columns:
+        none = "gains by computing" if columns_that_fit(original) else "could compute"
+        click.echo(f"no convolution of few channels {none} several columns at once", err=True)
+    before, after = (
+        sum(node.op_type == "Transpose" for node in optimized(one).graph.node)
+        for one in (original, made)
+    )
+    click.echo(f"transposes when it runs: {after}, {before} before", err=True)
 
 
 @click.command("sensitivity")

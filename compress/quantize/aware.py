@@ -251,10 +251,14 @@ def _grid_before(layer: Any) -> str | None:
     """Return the layer on whose grid lies what a layer is given, or None where calls differ in it."""
     names = set()
     for node in layer.inbound_nodes:
-        before = node.inbound_layers
-        while type(before).__name__ in _SAME_GRID - {"InputLayer"}:
-            before = before.inbound_nodes[0].inbound_layers
-        names.add(INPUT if type(before).__name__ == "InputLayer" else getattr(before, "name", None))
+        # Along the calls, not the layers: one that passes values on may be called for several.
+        before = node.parent_nodes
+        while len(before) == 1 and type(before[0].layer).__name__ in _SAME_GRID - {"InputLayer"}:
+            before = before[0].parent_nodes
+        if len(before) != 1:
+            return None
+        given = before[0].layer
+        names.add(INPUT if type(given).__name__ == "InputLayer" else given.name)
     return names.pop() if len(names) == 1 else None
 
 

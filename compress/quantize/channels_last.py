@@ -8,6 +8,7 @@ there is nothing to reorder. What is written here meets them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from compress.quantize.finished import finished
 from deploy.graph import array_of, attributes, constants, consumers, producers
-from deploy.kernels import optimized
+from deploy.kernels import int8_layers, optimized
+from deploy.machine import Target
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 """Orders of the axes of an image for ``Transpose``, from the other of the two."""
@@ -52,35 +54,56 @@ def drop_unread(graph: Any) -> None:
         there.extend(kept)
 
 
+def one_element(tensor: Any | None) -> bool:
+    """Say whether a tensor is stored and of one element."""
+    return tensor is not None and math.prod(tensor.dims) == 1
+
+
+def target_of(model: Any) -> Target | None:
+    """Return ``arm64`` for a model whose activations are signed, else None: any of the others."""
+    import onnx
+
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    signed = any(
+        node.op_type == "QuantizeLinear"
+        and kinds.get(next(iter(node.input[2:]), "")) == onnx.TensorProto.INT8
+        for node in model.graph.node
+    )
+    return "arm64" if signed else None
+
+
 def spare_transposes(model: Any) -> Any:
     """Return a ``ModelProto`` that gives the same numbers, with fewer transposes when it runs.
 
-    What ONNX Runtime makes of a hint is looked at in the optimised graph: a hint that spares none is
-    not written.
+    What ONNX Runtime makes of a hint is looked at in the optimised graph: a hint that spares none, or
+    takes a layer out of int8, is not written.
 
     Args:
         model: of QuantizeLinear and DequantizeLinear, as ``quantize_static`` gives; left alone.
     """
     if nests_graphs(model.graph):
         return model
-    fewest = _transposes(model)
+    target = target_of(model)
+    fewest, kernels = _transposes(model, target), int8_layers(model, target=target)
     for hint in (_average_with_channels_last, _borders_with_channels_last):
         twin = type(model)()
         twin.CopyFrom(model)
         if hint(twin.graph, shapes_of(model)):
             drop_unread(twin.graph)
             made = finished(twin, model)
-            if (count := _transposes(made)) < fewest:
+            count = _transposes(made, target)
+            if count < fewest and int8_layers(made, target=target) == kernels:
                 model, fewest = made, count
     return model
 
 
-def _transposes(model: Any) -> int:
+def _transposes(model: Any, target: Target | None) -> int:
     """Return how often ONNX Runtime brings something into another order of axes."""
-    return sum(node.op_type == "Transpose" for node in optimized(model).graph.node)
+    running = optimized(model, target=target)
+    return sum(node.op_type == "Transpose" for node in running.graph.node)
 
 
-def _average_with_channels_last(graph: Any, _: Any) -> bool:
+def _average_with_channels_last(graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Let what reads the int8 average over an image have channels last: ``(n, 1, 1, channels)``."""
     import onnx
 
@@ -88,6 +111,8 @@ def _average_with_channels_last(graph: Any, _: Any) -> bool:
     outputs = {value.name for value in graph.output}
     changed = False
     for pool in [node for node in graph.node if node.op_type == "GlobalAveragePool"]:
+        if len(shapes.get(pool.input[0], ())) != 4:
+            continue
         before, after = made_by.get(pool.input[0]), readers.get(pool.output[0], [])
         if [getattr(before, "op_type", None), *(node.op_type for node in after)] != [
             "DequantizeLinear",
@@ -102,6 +127,7 @@ def _average_with_channels_last(graph: Any, _: Any) -> bool:
         if (
             not reading
             or any(one.op_type != "DequantizeLinear" for one in dequantized)
+            or not one_element(stored.get(quantize.input[1]))
             or outputs.intersection((result, *given))
             or not all(_drops_rows_and_columns(node, stored) for node in reading)
         ):
@@ -136,7 +162,7 @@ def _drops_rows_and_columns(node: Any, stored: Mapping[str, Any]) -> bool:
     return node.op_type == "Reshape" and len(values) == 2 and values[1] != 0
 
 
-def _borders_with_channels_last(graph: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
+def _borders_with_channels_last(graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Quantize what float convolutions give to int8 ones with channels last, and rows in one.
 
     A float convolution's result gets its order when it leaves ONNX Runtime's blocked layout, so that
@@ -145,7 +171,7 @@ def _borders_with_channels_last(graph: Any, shapes: dict[str, tuple[int, ...]]) 
     """
     import onnx
 
-    made_by, readers = producers(graph), consumers(graph)
+    made_by, readers, stored = producers(graph), consumers(graph), constants(graph)
 
     def float_convolution(tensor: str) -> bool:
         node = made_by.get(tensor)
@@ -163,6 +189,8 @@ def _borders_with_channels_last(graph: Any, shapes: dict[str, tuple[int, ...]]) 
         shape = shapes.get(tensor, ())
         if len(shape) != 4 or not all(shape[1:]) or not float_convolution(tensor):
             continue
+        if not one_element(stored.get(quantize.input[1])):
+            continue  # a grid for each channel would have another axis
         reading = [
             node
             for one in readers.get(result, [])
@@ -185,11 +213,10 @@ def _borders_with_channels_last(graph: Any, shapes: dict[str, tuple[int, ...]]) 
         at = list(graph.node).index(quantize)
         for node in reversed(before):
             graph.node.insert(at, node)
-        moved = graph.node[at + 2]  # what is in a graph moves when something is put in front
-        moved.input[0], moved.output[0] = f"{name}/pixels", f"{name}/quantized"
+        quantize.input[0], quantize.output[0] = f"{name}/pixels", f"{name}/quantized"
         _insert_behind(
             graph,
-            moved,
+            quantize,
             make("Reshape", [f"{name}/quantized", image.name], [f"{name}/image"], name=f"{name}/reshape"),
             make("Transpose", [f"{name}/image"], [result], name=f"{name}/first", perm=CHANNELS_FIRST),
         )  # fmt: skip

@@ -9,15 +9,20 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from compress.data.task import Task
-from compress.quantize.channels_last import spare_transposes
+from compress.quantize.channels_last import spare_transposes, target_of
 from compress.quantize.outputs import outputs_of
 from compress.quantize.width_to_depth import columns_that_fit, width_to_depth
 from deploy.bench import Bench, race
 from deploy.errors import ParityError, UserError
+from deploy.kernels import int8_layers
+from deploy.machine import this_target
 from deploy.record import Record
+
+Array = npt.NDArray[Any]
 
 Columns = Mapping[str, int]
 """How many columns of its result a convolution computes at once, by its name; of others it is one."""
@@ -55,8 +60,39 @@ def laid_out(model: Any, columns: Columns) -> Any:
 
     Raises:
         UserError: as ``width_to_depth`` does.
+        ParityError: if a layer ran in int8 and would no more, or the other way.
     """
-    return spare_transposes(width_to_depth(model, columns))
+    made = spare_transposes(width_to_depth(model, columns))
+    target = target_of(model)
+    before, after = (set(int8_layers(one, target=target)) for one in (model, made))
+    if before != after:
+        raise ParityError(
+            f"laid out, {', '.join(sorted(before ^ after))} would not run with the numbers that "
+            "it ran with; leave the model as it is, and tell us"
+        )
+    return made
+
+
+def require_same_answers(model: Any, made: Any, x: Array, *, logarithms: bool) -> None:
+    """Raise a ParityError if two ``ModelProto`` do not give the same outputs.
+
+    Args:
+        model: the one.
+        made: the other, laid out.
+        x: inputs ``(n, ...)``; 256 of them are looked at.
+        logarithms: as in ``outputs_of``.
+    """
+    before, after = (
+        outputs_of(one, x[:_PARITY_SAMPLES], logarithms=logarithms) for one in (model, made)
+    )
+    differ = before != after  # of logarithms, −∞ equals −∞
+    moved = np.subtract(before, after, where=differ, out=np.zeros_like(before))
+    apart = np.abs(moved).max(initial=0)
+    largest = np.abs(before, where=np.isfinite(before), out=np.zeros_like(before)).max(initial=1)
+    if not apart <= _TOLERANCE * largest:
+        raise ParityError(
+            f"a layout moved outputs by {apart / largest:.3g} of the largest, more than {_TOLERANCE:g}"
+        )
 
 
 def int8_layout(
@@ -72,30 +108,34 @@ def int8_layout(
     Args:
         model: as in ``laid_out``.
         step: what to time, and how.
-        task: its ``validation.x`` shows that no answer changes; may be empty.
+        task: its ``validation.x``, or if there is none ``calibration.x``, shows that no answer changes.
         seed: of the order in which models are timed.
         on_timing: hears how the timing gets on.
 
     Raises:
-        UserError: if the model has no int8 layers of this form, or as ``width_to_depth`` does.
-        ParityError: if an answer changed.
+        UserError: if the model has no int8 layers of this form, or is for another machine and its
+            columns are to be timed, or as ``width_to_depth`` does.
+        ParityError: as ``laid_out`` does, or if an answer changed.
     """
     if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         raise UserError(
             "int8_layout: the model has no int8 layers between QuantizeLinear and DequantizeLinear; "
             "quantize it first, with quantize_static or quantize_aware"
         )
-    if step.columns == "auto":
+    columns = step.columns
+    if columns == "auto":
+        target = target_of(model)
+        if target not in {None, this_target()}:
+            raise UserError(
+                f"int8_layout: the model is for {target} and this is {this_target()}, whose times say "
+                "nothing of it; say columns = { LAYER = COLUMNS }, or { } for one"
+            )
         timed = timing(model, step.threads, seed=seed, on_timing=on_timing)
-        step = msgspec.structs.replace(step, columns=dict(columns_by_timing(model, timed)))
-    made = laid_out(model, step.columns if step.columns != "auto" else {})
-    x = task.validation.x[:_PARITY_SAMPLES]
-    if len(x):
-        before, after = (outputs_of(one, x) for one in (model, made))
-        apart = float(np.abs(before - after).max() / max(1.0, np.abs(before).max()))
-        if not apart <= _TOLERANCE:
-            raise ParityError(f"int8_layout moved outputs by {apart:.3g}, more than {_TOLERANCE:g}")
-    return made, step
+        columns = dict(columns_by_timing(model, timed))
+    made = laid_out(model, columns)
+    x = task.validation.x if len(task.validation) else task.calibration.x
+    require_same_answers(model, made, x, logarithms=task.kind == "classification")
+    return made, msgspec.structs.replace(step, columns=columns)
 
 
 def columns_by_timing(model: Any, timed: Callable[[Sequence[Any]], Sequence[float]]) -> Columns:

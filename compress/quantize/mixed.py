@@ -14,7 +14,13 @@ from msgspec import Meta
 from compress.data.task import Task
 from compress.quantize.calibrate import Calibration
 from compress.quantize.excluded import Exclusion
-from compress.quantize.layout import Columns, columns_by_timing, laid_out, timing
+from compress.quantize.layout import (
+    Columns,
+    columns_by_timing,
+    laid_out,
+    require_same_answers,
+    timing,
+)
 from compress.quantize.outputs import outputs_of
 from compress.quantize.points import points_gained, score
 from compress.quantize.sensitivity import LayerSensitivity, sensitivity
@@ -26,6 +32,7 @@ from compress.quantize.static import (
     with_method,
 )
 from compress.quantize.storage import ToFloat16, WeightOnly, store_in_fewer_bits
+from compress.quantize.width_to_depth import why_wide
 from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.graph import producers, weighted_nodes
@@ -123,7 +130,7 @@ def as_static(step: QuantizeMixed, floats: Collection[str]) -> QuantizeStatic:
 
 
 def why_in_float(original: Any, step: QuantizeMixed, made: Any) -> dict[str, str]:
-    """Say of every layer that a search left in float why it did.
+    """Say of every layer that a search left in float why it did, and of what it widened that it did.
 
     Args:
         original: the float ``ModelProto`` that the step was given.
@@ -138,7 +145,8 @@ def why_in_float(original: Any, step: QuantizeMixed, made: Any) -> dict[str, str
         if found.node.op_type in {"Conv", "Gemm", "MatMul"}
         and getattr(made_by.get(found.node.input[1]), "op_type", "") != "DequantizeLinear"
     ]
-    return dict.fromkeys(floats, "float was the better choice where it was measured") | never
+    better = dict.fromkeys(floats, "float was the better choice where it was measured")
+    return better | why_wide(made) | never
 
 
 def quantize_mixed(
@@ -157,8 +165,8 @@ def quantize_mixed(
     place in the graph from either end. Choices that lose too much are not timed. The others
     are timed together, shortly; the better half again, twice as long, until few are left
     (successive halving: Jamieson and Talwalkar, 2016, algorithm 1). From the best, single layers are
-    turned over, or exchanged where the allowed loss is used up, as long as that gains. The last round times the few best, all int8 and all float for
-    longest, and its fastest is taken.
+    turned over, or exchanged where the allowed loss is used up, as long as that gains. The last
+    round times the few best, all int8 and all float for longest, and its fastest is taken.
 
     Args:
         model: a float ``ModelProto``. It is left alone.
@@ -169,6 +177,7 @@ def quantize_mixed(
 
     Raises:
         UserError: as ``quantize_static`` and ``outputs_of`` do, or if there is no validation sample.
+        ParityError: as ``int8_layout`` does.
     """
     with tempfile.TemporaryDirectory() as folder:
         hears = on_search or (lambda *_: None)
@@ -254,6 +263,13 @@ class _Search:
         )
         floats = max(last, key=lambda floats: last[floats])
         chosen = next(t for t in reversed(self.tried) if frozenset(t.floats) == floats)
+        if floats != self.all_float:
+            require_same_answers(
+                self._quantized(floats),
+                self._laid_out(floats),
+                self.task.validation.x,
+                logarithms=self.task.kind == "classification",
+            )
         made = Mixed(
             step=self.step,
             target=this_target(),
@@ -341,8 +357,7 @@ class _Search:
         if floats not in self.built:
             plain = self.model
             if floats != self.all_float:
-                int8 = {name: n for name, n in self.columns.items() if name not in floats}
-                plain = laid_out(self._quantized(floats), int8)
+                plain = self._laid_out(floats)
             made, stored = self._stored(plain, floats)
             if made is None or not (drop := self._drop(made)) <= self.step.max_drop_points:
                 made, stored, drop = plain, "float32", self._drop(plain)
@@ -359,6 +374,10 @@ class _Search:
         """Return what a choice makes of the model, as static quantization writes it."""
         static = as_static(self.step, floats)
         return quantize_static(self.model, static, self.task, ranges=self.ranges)
+
+    def _laid_out(self, floats: Floats) -> Any:
+        columns = {name: n for name, n in self.columns.items() if name not in floats}
+        return laid_out(self._quantized(floats), columns)
 
     def _stored(self, plain: Any, floats: Floats) -> tuple[Any, FloatStorage]:
         """Return a model whose float layers take fewer bits; None if nothing is asked, or it cannot be."""

@@ -12,7 +12,6 @@ scale", section 4.3), along the width alone, which costs no copy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +24,21 @@ from compress.quantize.channels_last import (
     CHANNELS_LAST,
     drop_unread,
     nests_graphs,
+    one_element,
     shapes_of,
+    target_of,
 )
 from compress.quantize.finished import finished
 from deploy.errors import UserError
-from deploy.graph import array_of, attributes, constants, consumers, producers
+from deploy.graph import array_of, attributes, constants, consumers, producers, weighted_nodes
+from deploy.kernels import int8_layers
 
 Array = npt.NDArray[Any]
 
 _FEW_CHANNELS = 8
 _MOST_COLUMNS = 16
+_AFTER = "channels_to_columns"
+"""What the node is called, behind the layer's name, that brings several columns of a result apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +79,41 @@ class _Thin:
 def columns_that_fit(model: Any) -> dict[str, tuple[int, ...]]:
     """Return how many columns the int8 convolutions of few channels may compute at once, by name.
 
-    Layers that compute one column in any case are missing.
+    Up to eight channels and sixteen columns. Layers that can compute but one are missing, and those
+    that compute several already.
 
     Args:
         model: a ``ModelProto`` of QuantizeLinear and DequantizeLinear, as ``quantize_static`` gives.
     """
+    thin = _thin(model)
+    running = int8_layers(model, target=target_of(model)) if thin else {}
     fits = {
-        thin.node.name: tuple(
-            columns for columns in range(2, _MOST_COLUMNS + 1) if _pads(thin, columns) is not None
+        one.node.name: tuple(
+            columns for columns in range(2, _MOST_COLUMNS + 1) if _pads(one, columns) is not None
         )
-        for thin in _thin(model)
+        for one in thin
+        if one.node.name in running
     }
     return {name: columns for name, columns in fits.items() if columns}
+
+
+def columns_of(model: Any) -> dict[str, int]:
+    """Return how many columns the layers compute at once that ``width_to_depth`` has widened."""
+    stored = constants(model.graph)
+    widened = {}
+    for found in weighted_nodes(model.graph):
+        shape = stored.get(f"{found.node.name}/{_AFTER}/shape")
+        if shape is not None:
+            widened[found.node.name] = int(found.weight.dims[0] // array_of(shape)[-1])
+    return widened
+
+
+def why_wide(model: Any) -> dict[str, str]:
+    """Say of every layer that computes several columns at once that its weights are no more than before."""
+    return {
+        name: f"computes {columns} columns at once: its weights, and zeros around them"
+        for name, columns in columns_of(model).items()
+    }
 
 
 def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
@@ -114,7 +141,9 @@ def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
     twin = type(model)()
     twin.CopyFrom(model)
     for name, count in columns.items():
-        _widen(twin.graph, next(thin for thin in _thin(twin) if thin.node.name == name), count)
+        thin = next(thin for thin in _thin(twin) if thin.node.name == name)
+        if (pads := _pads(thin, count)) is not None:
+            _widen(twin.graph, thin, count, pads)
     return finished(twin, model)
 
 
@@ -126,23 +155,24 @@ def _thin(model: Any) -> list[_Thin]:
     stored, made_by, readers = constants(graph), producers(graph), consumers(graph)
     shapes = shapes_of(model)
     outputs = {value.name for value in graph.output}
-    names = [node.name for node in graph.node]
+    open_to_others = outputs | {value.name for value in graph.input}
+    names, wide = [node.name for node in graph.node], columns_of(model)
     found = []
     for node in graph.node:
-        if node.op_type != "Conv" or names.count(node.name) > 1 or not _plain(attributes(node)):
-            continue  # without a name of its own it could not be asked for
+        if node.op_type != "Conv" or not _plain(attributes(node)):
+            continue
+        if not node.name or names.count(node.name) > 1:
+            continue  # it could not be asked for
         inputs = [made_by[name] for name in node.input if name in made_by]
         if [one.op_type for one in inputs] != ["DequantizeLinear"] * len(node.input):
             continue
-        constant = [name for one in inputs for name in one.input[1 if one is inputs[0] else 0 :]]
-        own = [name for one in inputs[1:] for name in (*one.input, *one.output)]
-        if not stored.keys() >= set(constant) or any(len(readers[name]) > 1 for name in own):
+        if node.name in wide or not _plain_grids(inputs, node.output[0], stored, open_to_others):
             continue
-        zeros = [array_of(stored[name]) for name in inputs[1].input[2:]]
-        if any(zero.any() for zero in zeros) or math.prod(stored[inputs[0].input[1]].dims) != 1:
-            continue  # what is filled up with zeros has to mean 0; an image has one grid
+        own = [name for one in inputs[1:] for name in (*one.input, *one.output)]
+        if any(len(readers[name]) > 1 for name in own):
+            continue
         result = _quantize_behind(node, readers, outputs)
-        if result is None:
+        if result is None or not one_element(stored.get(result.input[1])):
             continue
         shape, made = (shapes.get(name, ())[1:] for name in (node.input[0], node.output[0]))
         # Four axes: a convolution of two dimensions.
@@ -160,6 +190,37 @@ def _thin(model: Any) -> list[_Thin]:
                 )
             )
     return found
+
+
+def _plain_grids(
+    inputs: Sequence[Any], result: str, stored: Mapping[str, Any], open_to_others: set[str]
+) -> bool:
+    """Say whether image, weights and bias lie on grids that stay what they are in columns.
+
+    An image on one, whose zero is filled in at its edges; weights and bias on one or one for each of
+    the outputs, where zero is stored as 0; all of it constant.
+
+    Args:
+        inputs: the ``DequantizeLinear`` of each.
+        result: what the layer gives.
+        stored: the initialisers.
+        open_to_others: tensors that somebody outside the graph gives or reads.
+    """
+    image, kernel, *_ = inputs
+    constant = [*image.input[1:], *(name for one in inputs[1:] for name in one.input)]
+    given = [*constant, *(one.output[0] for one in inputs[1:]), result]
+    if not stored.keys() >= set(constant) or open_to_others & set(given):
+        return False
+    outputs = stored[kernel.input[0]].dims[0]
+    for one in inputs[1:]:
+        axis = attributes(one).get("axis", 1) % len(stored[one.input[0]].dims)
+        for name in one.input[1:]:
+            dims = list(stored[name].dims)
+            if dims and (dims != [outputs] or axis != 0):
+                return False
+        if len(one.input) > 2 and array_of(stored[one.input[2]]).any():
+            return False
+    return one_element(stored[image.input[1]])
 
 
 def _quantize_behind(
@@ -198,22 +259,16 @@ def _pads(thin: _Thin, columns: int) -> tuple[int, int, int] | None:
     return (first, last - first + 1, behind) if behind >= 0 else None
 
 
-def _pads_of(thin: _Thin, columns: int) -> tuple[int, int, int]:
-    pads = _pads(thin, columns)
-    if pads is None:
-        raise ValueError(f"{thin.node.name} cannot compute {columns} columns at once")
-    return pads
-
-
-def _widened(kernel: Array, thin: _Thin, columns: int) -> Array:
+def _widened(kernel: Array, thin: _Thin, columns: int, pads: tuple[int, int, int]) -> Array:
     """Return the weights that give ``columns`` columns, ``(columns × outputs, block × channels, …)``.
 
     Args:
         kernel: ``(outputs, channels of a group, rows, columns)``.
         thin: the layer.
         columns: of the result.
+        pads: as ``_pads`` gives them.
     """
-    first, blocks, _ = _pads_of(thin, columns)
+    first, blocks, _ = pads
     block = columns * thin.stride
     outputs, each, rows, taps = kernel.shape
     channels = thin.shape[0]
@@ -230,12 +285,12 @@ def _widened(kernel: Array, thin: _Thin, columns: int) -> Array:
     return wide.reshape(columns * outputs, block * channels, rows, blocks)
 
 
-def _widen(graph: Any, thin: _Thin, columns: int) -> None:
+def _widen(graph: Any, thin: _Thin, columns: int, pads: tuple[int, int, int]) -> None:
     """Let a layer of a graph compute several columns at once."""
     import onnx
 
     name, stored = thin.node.name, constants(graph)
-    first, blocks, behind = _pads_of(thin, columns)
+    first, blocks, behind = pads
     (channels, rows, width), (outputs, made_rows, made_width) = thin.shape, thin.made
 
     def put(tensor: str, values: Array) -> str:
@@ -249,7 +304,7 @@ def _widen(graph: Any, thin: _Thin, columns: int) -> None:
             kind, [given, *shape], [f"{name}/{what}:0"], name=f"{name}/{what}", **how
         )
 
-    _widen_constants(stored, thin, columns)
+    _widen_constants(stored, thin, columns, pads)
     # Values are moved as the integers that they are stored as.
     nodes = list(graph.node)
     given, in_rows, folded = _stored(graph, thin)
@@ -269,7 +324,7 @@ def _widen(graph: Any, thin: _Thin, columns: int) -> None:
     thin.result.output[0] = f"{name}/results"
     unfolded = [moved("Transpose", thin.result.output[0], "results_last", perm=CHANNELS_LAST)]
     shape = [-1, made_rows, made_width, outputs]
-    unfolded.append(moved("Reshape", unfolded[-1].output[0], "channels_to_columns", shape=shape))
+    unfolded.append(moved("Reshape", unfolded[-1].output[0], _AFTER, shape=shape))
     unfolded.append(
         moved("Transpose", unfolded[-1].output[0], "results_first", perm=CHANNELS_FIRST)
     )
@@ -294,17 +349,18 @@ def _widen(graph: Any, thin: _Thin, columns: int) -> None:
     drop_unread(graph)
 
 
-def _widen_constants(stored: Mapping[str, Any], thin: _Thin, columns: int) -> None:
+def _widen_constants(
+    stored: Mapping[str, Any], thin: _Thin, columns: int, pads: tuple[int, int, int]
+) -> None:
     """Put a layer's weights, its biases and, where there is one a channel, their scales, in columns."""
     import onnx
 
     for reader in (thin.kernel, thin.bias) if thin.bias is not None else (thin.kernel,):
-        one_a_channel = attributes(reader).get("axis", 1) == 0
         for tensor in reader.input:
             values = array_of(stored[tensor])
             if tensor == thin.kernel.input[0]:
-                values = _widened(values, thin, columns)
-            elif tensor == reader.input[0] or (values.ndim and one_a_channel):
+                values = _widened(values, thin, columns, pads)
+            elif values.ndim:  # one for each of the outputs
                 values = np.tile(values, columns)
             stored[tensor].CopyFrom(onnx.numpy_helper.from_array(values, tensor))
 
@@ -315,8 +371,6 @@ def _stored(graph: Any, thin: _Thin) -> tuple[str, bool, list[Any]]:
     An image of one channel is the same bytes either way. What only brings it into the order that a
     convolution of the file takes is passed over: the new one takes another.
     """
-    import onnx
-
     made_by = producers(graph)
     tensor, grid = thin.image.input[0], list(thin.image.input[1:])
     one = thin.shape[0] == 1
@@ -326,12 +380,17 @@ def _stored(graph: Any, thin: _Thin) -> tuple[str, bool, list[Any]]:
     move = made_by.get(quantize.input[0])
     if move is None or not (
         (one and move.op_type == "Reshape")
-        or (move.op_type == "Transpose" and tuple(attributes(move)["perm"]) == CHANNELS_FIRST)
+        or (
+            move.op_type == "Transpose"
+            and tuple(attributes(move).get("perm", ())) == CHANNELS_FIRST
+        )
     ):
         return tensor, one, []
     before = made_by.get(move.input[0])
     if before is not None and before.op_type == "DequantizeLinear" and before.input[1:] == grid:
         return before.input[0], True, []
-    name = f"{thin.node.name}/stored"
-    stored = onnx.helper.make_node("QuantizeLinear", [move.input[0], *grid], [name], name=name)
-    return name, True, [stored]
+    stored = type(quantize)()
+    stored.CopyFrom(quantize)  # with what it says of the integers
+    stored.name = stored.output[0] = f"{thin.node.name}/stored"
+    stored.input[0] = move.input[0]
+    return stored.name, True, [stored]

@@ -252,7 +252,9 @@ def test_a_mixed_model_has_its_search_and_its_picture_beside_it(data, onnx, tmp_
 def test_an_int8_model_is_laid_out_for_its_kernels(int8, data, tmp_path):
     out = tmp_path / "faster.onnx"
     told = done("quantize", int8, "--data", data, "--kind", "layout", "--out", out)
-    assert "no layer gains by computing several columns at once" in told.stderr  # it is an MLP
+    # It is an MLP.
+    assert "no convolution of few channels could compute several columns at once" in told.stderr
+    assert "transposes when it runs: 0, 0 before" in told.stderr
     record = json.loads((tmp_path / "faster.onnx.json").read_text())
     assert record["step"] == {"kind": "int8_layout", "columns": {}, "threads": 1}
 

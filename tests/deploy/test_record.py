@@ -13,6 +13,7 @@ from deploy.record import (
     LayerFacts,
     SessionOptions,
     gzip_bytes_of,
+    notes_beside,
     read_capped,
     read_record,
     record_path,
@@ -104,3 +105,16 @@ def test_a_hostile_record_is_refused_in_one_line(tmp_path, content, reason):
     with pytest.raises(UserError, match=reason) as caught:
         read_record(path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_record_notes_of_layers_is_told_by_name_and_nothing_where_there_is_none(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"model")
+    assert notes_beside(path) == {}
+    layers = (
+        LayerFacts(name="stem", kind="Conv", parameters=4, zeros=1, bits=32, note="excluded"),
+        LayerFacts(name="dense", kind="Gemm", parameters=4, zeros=1, bits=8),
+    )
+    record = msgspec.structs.replace(ARTIFACT, layers=layers, sha256=sha256_of(path), size_bytes=5)
+    record_path(path).write_bytes(msgspec.json.encode(record))
+    assert notes_beside(path) == {"stem": "excluded"}

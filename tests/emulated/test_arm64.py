@@ -12,6 +12,7 @@ from compress.export.metadata import with_metadata
 from compress.export.proven import Export, export
 from compress.networks import LeNet5, build
 from compress.quantize.dynamic import QuantizeDynamic
+from compress.quantize.layout import laid_out
 from compress.quantize.static import QuantizeStatic
 from compress.quantize.storage import WeightOnly
 from compress.steps import onnx_step
@@ -20,6 +21,7 @@ from deploy.bundle.make import bundle_model
 from deploy.evalset import EvalSet
 from deploy.kernels import INT8_OPERATORS
 from deploy.session import ModelMetadata, open_model
+from tests.compress.quantize.applying import apply
 from tests.compress.quantize.networks import images, network, task_with
 from tests.emulated.processors import RASPBERRY_PI, on_arm64, said_by
 
@@ -69,6 +71,24 @@ def test_golden_outputs_hold_on_arm(step, tmp_path):
     lship = bundled(model, images(seed=2), tmp_path)
     for pi in RASPBERRY_PI:
         selftested(lship, pi)
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-vnni"])
+def test_what_is_laid_out_answers_there_as_what_it_was_made_of(target, tmp_path):
+    model = apply(network(), QuantizeStatic(target=target))
+    made = laid_out(model, {"stem": 4, "conv": 2})
+    np.save(tmp_path / "x.npy", images(20, seed=2))
+    answers = []
+    for name, one in (("plain", model), ("laid", made)):
+        (tmp_path / f"{name}.onnx").write_bytes(one.SerializeToString())
+        script = (
+            "import sys, json, numpy as np; from pathlib import Path; "
+            "from deploy.session import open_model; "
+            "print(json.dumps(open_model(Path(sys.argv[1])).run(np.load(sys.argv[2])).tolist()))"
+        )
+        told = said_by(on_arm64("-c", script, tmp_path / f"{name}.onnx", tmp_path / "x.npy"))
+        answers.append(json.loads(told))
+    assert answers[0] == answers[1]
 
 
 def test_every_layer_quantized_for_arm_runs_as_an_int8_kernel_there(tmp_path):

@@ -12,10 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.quantize.layout import laid_out
 from compress.quantize.static import QuantizeStatic, quantize_static
 from deploy.bundle.make import bundle_model
 from deploy.evalset import EvalSet
 from deploy.session import open_model
+from tests.compress.quantize.applying import apply
 from tests.compress.quantize.networks import images, network, task_with
 from tests.emulated.processors import on_haswell, said_by
 
@@ -78,6 +80,14 @@ def test_the_sum_of_64_products_saturates_unless_exact_sums_are_asked_for(sums, 
     seen = run_on_haswell(model, np.full((1, FEATURES), 255, np.uint8), tmp_path, sums)
     assert seen.tolist() == [[expected]]
     assert (32 * 32_767, FEATURES * 255 * 127) == (1_048_544, 2_072_640)
+
+
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_what_is_laid_out_answers_there_as_what_it_was_made_of(target, tmp_path):
+    model = apply(network(), QuantizeStatic(target=target))
+    made, x = laid_out(model, {"stem": 4, "conv": 2}), images(20, seed=2)
+    plain, laid = (run_on_haswell(one, x, tmp_path, "exact") for one in (model, made))
+    np.testing.assert_array_equal(laid, plain)
 
 
 SATURATED = 16320 * 1_048_544 / 2_072_640

@@ -13,8 +13,15 @@ from compress.export.proven import Export
 from compress.export.to_onnx import to_onnx
 from compress.networks import load_keras
 from compress.quantize.as_trained import require_as_planned, require_as_trained
-from compress.quantize.aware import QuantizeAware, _nudged, learned, quantize_aware
+from compress.quantize.aware import (
+    QuantizeAware,
+    _grid_before,
+    _nudged,
+    learned,
+    quantize_aware,
+)
 from compress.quantize.fold import fold_batch_norm
+from compress.quantize.learned_ranges import INPUT
 from compress.quantize.static import QuantizeStatic, quantize_static
 from compress.steps import exported, keras_step, reasons_left_alone
 from compress.train.fit import Fit, fit
@@ -149,6 +156,18 @@ def test_the_biases_are_those_that_the_file_stores(step, tiny_task):
         step_of_sums = stored[f"{name}_scale"].astype(np.float64)
         trained = aware.get_layer(name.split("/")[0]).bias.numpy()
         assert np.abs(bias - trained / step_of_sums).max() < 0.01
+
+
+def test_a_bias_lies_on_the_grid_of_the_call_that_feeds_it():
+    """One pooling layer is called for two branches: each dense layer is given its own branch."""
+    image = tf_keras.Input((8, 8, 1))
+    pool, flatten = layers.MaxPooling2D(2), layers.Flatten()
+    left, right = (layers.Conv2D(2, 3, activation="relu", name=n)(image) for n in ("a", "b"))
+    given = [flatten(pool(branch)) for branch in (left, right)]
+    heads = [layers.Dense(3, name=f"head_{n}")(x) for n, x in zip("ab", given, strict=True)]
+    model = tf_keras.Model(image, layers.Add()(heads))
+    assert [_grid_before(model.get_layer(f"head_{n}")) for n in "ab"] == ["a", "b"]
+    assert _grid_before(model.get_layer("a")) == INPUT
 
 
 def test_the_saved_model_is_plain_keras(made, tiny_task, tmp_path):

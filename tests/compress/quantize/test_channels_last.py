@@ -3,13 +3,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.quantize import channels_last as module
-from compress.quantize.channels_last import spare_transposes
+from compress.quantize.channels_last import spare_transposes, target_of
+from compress.quantize.layout import laid_out
 from compress.quantize.mixed import QuantizeMixed, as_static
 from compress.quantize.static import QuantizeStatic, quantize_static
 from compress.quantize.width_to_depth import columns_that_fit
 from deploy.kernels import int8_layers, optimized
 from tests.compress.quantize.applying import run
 from tests.compress.quantize.networks import images, task_with
+from tests.compress.traps.graphs import Graph
 
 SHAPE = (8, 8, 2)
 FLATTENING = {"Squeeze": ["axes"], "Reshape": ["rows"], "Flatten": []}
@@ -142,3 +144,29 @@ def test_only_what_drops_rows_and_columns_is_given_channels_last(constant, value
     tensors[constant].CopyFrom(numpy_helper.from_array(np.int64(values), constant))
     node = next(node for node in model.graph.node if node.name == "squeeze")
     assert module._drops_rows_and_columns(node, tensors) == spared
+
+
+@pytest.mark.parametrize("size", [(3,), (3, 3, 3)])
+def test_an_average_over_a_series_or_a_volume_is_left_as_it_is(size):
+    graph = Graph((2, *([6] * len(size))))
+    pads = [1] * (2 * len(size))
+    tensor = graph.quantized("x")
+    weights = graph.weights((4, 2, *size), "a/kernel", axis=0)
+    tensor = graph.quantized(graph.node("Conv", tensor, weights, name="a", pads=pads), 1 / 16)
+    tensor = graph.quantized(graph.node("GlobalAveragePool", tensor), 1 / 16)
+    flat = graph.quantized(graph.node("Flatten", tensor), 1 / 16)
+    shape = graph.constant(np.array([1, 4, *([1] * len(size))]))
+    model = graph.model(graph.node("Reshape", flat, shape))
+    assert laid_out(model, {}) is model
+
+
+def test_what_is_laid_out_stays_as_it_is_the_second_time():
+    made = laid_out(quantized("stem"), {})
+    assert laid_out(made, {}) is made
+
+
+def test_a_model_for_arm_is_looked_at_as_arm_would_run_it():
+    arm = quantize_static(residual(), QuantizeStatic(target="arm64"), task_with(images()))
+    assert target_of(arm) == "arm64"
+    assert target_of(quantized()) is None
+    assert spare_transposes(arm) is not arm

@@ -8,6 +8,7 @@ from compress.quantize import layout as module
 from compress.quantize.layout import Int8Layout, columns_by_timing, int8_layout
 from compress.quantize.static import QuantizeStatic
 from compress.recipe import parse_recipe
+from compress.steps import check_layer_names
 from deploy.bench import Bench
 from deploy.errors import ParityError, UserError
 from deploy.graph import weighted_nodes
@@ -80,7 +81,61 @@ def test_the_threads_that_are_asked_for_are_timed_with(int8, monkeypatch):
     assert asked == [2]
 
 
+def test_what_is_laid_out_may_be_laid_out_again(int8, task, monkeypatch):
+    monkeypatch.setattr(module, "timing", lambda *_, **__: lambda models: [1.0 for _ in models])
+    once, _ = int8_layout(int8, Int8Layout(columns={"stem": 4, "conv": 2}), task, seed=0)
+    twice, done = int8_layout(once, Int8Layout(), task, seed=0)
+    assert done.columns == {}
+    assert twice.SerializeToString() == once.SerializeToString()
+
+
+def test_infinite_logarithms_are_the_same_answers_where_they_are_the_same(int8):
+    """A probability that underflows has the logarithm −∞."""
+
+    class Outputs:
+        def __init__(self, *values):
+            self.values = iter([np.float64(value) for value in values])
+
+        def __call__(self, *_, **__):
+            return next(self.values)
+
+    def compared(before, after):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "outputs_of", Outputs(before, after))
+            module.require_same_answers(int8, int8, images(1), logarithms=True)
+
+    compared([[-np.inf, 0.0]], [[-np.inf, 0.0]])
+    with pytest.raises(ParityError):
+        compared([[-np.inf, 0.0]], [[-9.0, 0.0]])
+
+
 # What goes wrong.
+
+
+def test_a_model_for_another_machine_is_not_timed_here(task):
+    arm = apply(network(), QuantizeStatic(target="arm64"))
+    with pytest.raises(UserError, match=r"the model is for arm64 and this is .*; say columns"):
+        int8_layout(arm, Int8Layout(), task, seed=0)
+    made, _ = int8_layout(arm, Int8Layout(columns={"stem": 2}), task, seed=0)
+    assert columns_of(made) == {"stem": 2, "conv": 1}
+
+
+def test_a_layer_that_would_leave_int8_is_refused(int8, monkeypatch):
+    floats = apply(network(), QuantizeStatic(exclude=("conv",)))
+    monkeypatch.setattr(module, "spare_transposes", lambda _: floats)
+    with pytest.raises(ParityError, match="laid out, conv would not run with the numbers"):
+        module.laid_out(int8, {})
+
+
+@pytest.mark.parametrize("part", ["validation", "calibration"])
+def test_answers_are_compared_on_what_samples_there_are(int8, task, monkeypatch, part):
+    none = task_with(images()).validation
+    empty = {"validation", "calibration"} - {part}
+    few = dataclasses.replace(task, **dict.fromkeys(empty, none))
+    seen = []
+    monkeypatch.setattr(module, "require_same_answers", lambda *given, **_: seen.append(given[2]))
+    int8_layout(int8, Int8Layout(columns={}), few, seed=0)
+    assert len(seen[0]) == len(images())
 
 
 def test_a_float_model_is_refused(task):
@@ -96,7 +151,7 @@ def test_columns_that_do_not_fit_are_refused(int8, task):
 def test_answers_that_changed_are_refused(int8, task, monkeypatch):
     other = apply(network(seed=1), QuantizeStatic())
     monkeypatch.setattr(module, "laid_out", lambda *_: other)
-    with pytest.raises(ParityError, match="int8_layout moved outputs by"):
+    with pytest.raises(ParityError, match="a layout moved outputs by"):
         int8_layout(int8, Int8Layout(columns={}), task, seed=0)
 
 
@@ -144,3 +199,28 @@ def test_a_recipe_takes_it_from_int8_layers_alone(kind):
         parse_recipe(text.replace('from = "int8"', 'from = "baseline"'))
     with pytest.raises(UserError, match="needs int8 layers, which 'int8' has not; take it"):
         parse_recipe(text.replace("quantize_static", kind))
+
+
+def test_a_recipe_lays_out_once():
+    again = (
+        RECIPE.replace("STEP", "")
+        + """
+    [[variant]]
+    name = "again"
+    from = "faster"
+    step = { kind = "int8_layout" }
+    """
+    )
+    with pytest.raises(UserError, match="step 'int8_layout': 'faster' is laid out already"):
+        parse_recipe(again)
+
+
+def test_columns_of_a_layer_that_the_network_lacks_are_refused_before_training():
+    import tf_keras
+
+    model = tf_keras.Sequential(
+        [tf_keras.Input((8, 8, 1)), tf_keras.layers.Conv2D(2, 3, name="conv1")]
+    )
+    check_layer_names(model, Int8Layout(columns={"conv1": 2}))
+    with pytest.raises(UserError, match=r"columns: no layer is named 'conv2'; there are .*conv1"):
+        check_layer_names(model, Int8Layout(columns={"conv2": 2}))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from compress.quantize.static import QuantizeStatic
-from compress.quantize.width_to_depth import columns_that_fit, width_to_depth
+from compress.quantize.width_to_depth import columns_of, columns_that_fit, width_to_depth
 from deploy.errors import UserError
 from deploy.graph import array_of, weighted_nodes
 from deploy.kernels import int8_layers, optimized
@@ -143,6 +143,55 @@ def test_weights_whose_zero_is_another_number_stay_as_they_are():
     zero = next(t for t in model.graph.initializer if tuple(t.dims) == (4,) and t.data_type == 3)
     zero.CopyFrom(numpy_helper.from_array(np.int8([0, 1, 0, 0]), zero.name))
     assert columns_that_fit(model) == {}
+
+
+def test_a_layer_that_computes_several_columns_is_not_thin_any_more():
+    made = width_to_depth(single((1, 6, 8), outputs=4, **SAME), {"conv": 2})
+    assert columns_of(made) == {"conv": 2}
+    assert columns_that_fit(made) == {}
+
+
+@pytest.mark.parametrize("axis", [0, -4])
+def test_the_axis_of_a_scale_for_each_output_may_be_counted_from_behind(axis):
+    model = single((1, 6, 8), outputs=4, **SAME)
+    reader = next(n for n in model.graph.node if n.input[0] == "conv/kernel")
+    reader.attribute[0].i = axis
+    made, x = width_to_depth(model, {"conv": 2}), np.ones((1, 1, 6, 8), np.float32)
+    np.testing.assert_array_equal(run(made, x), run(model, x))
+
+
+def test_a_scale_that_is_one_of_one_is_not_taken_for_one_an_output():
+    graph = Graph((1, 6, 8))
+    stored = graph.constant(np.ones((4, 1, 3, 3), np.int8), "conv/kernel")
+    grid = (graph.constant(np.float32([1 / 128])), graph.constant(np.int8([0])))
+    weights = graph.node("DequantizeLinear", stored, *grid, axis=0)
+    made = graph.node("Conv", graph.quantized("x"), weights, name="conv", pads=[1, 1, 1, 1])
+    assert columns_that_fit(graph.model(graph.quantized(made, 1 / 16))) == {}
+
+
+def test_a_layer_that_runs_in_float_is_not_widened():
+    """A ReLU whose QuantizeLinear reaches below 0 has to be computed, and the layer with it in float."""
+    graph = Graph((1, 6, 8))
+    weights = graph.weights((4, 1, 3, 3), "conv/kernel", axis=0)
+    made = graph.node("Conv", graph.quantized("x"), weights, name="conv", pads=[1, 1, 1, 1])
+    model = graph.model(graph.quantized(graph.node("Relu", made), 1 / 16, 128))
+    assert int8_layers(model) == {}
+    assert columns_that_fit(model) == {}
+
+
+def test_a_layer_whose_result_others_read_in_float_stays_as_it_is():
+    graph = Graph((1, 6, 8))
+    weights = graph.weights((4, 1, 3, 3), "conv/kernel", axis=0)
+    made = graph.node("Conv", graph.quantized("x"), weights, name="conv", pads=[1, 1, 1, 1])
+    added = graph.node("Add", graph.quantized(made, 1 / 16), made)
+    assert columns_that_fit(graph.model(graph.quantized(added, 1 / 8))) == {}
+
+
+def test_a_layer_of_one_dimension_stays_as_it_is():
+    graph = Graph((1, 8))
+    weights = graph.weights((4, 1, 3), "conv/kernel", axis=0)
+    made = graph.node("Conv", graph.quantized("x"), weights, name="conv", pads=[1, 1])
+    assert columns_that_fit(graph.model(graph.quantized(made, 1 / 16))) == {}
 
 
 def test_a_layer_that_shares_its_weights_stays_as_it_is():
