@@ -526,10 +526,11 @@ def _check_left_out(model: Any, step: QuantizeStatic) -> None:
 
 
 def _check_columns(model: Any, step: Int8Layout) -> None:
-    names = [name for name, _ in named_layers(model)]
+    names = [name for name, layer in named_layers(model) if "Conv" in type(layer).__name__]
     for asked in step.columns if step.columns != "auto" else ():
         if asked not in names:
-            raise UserError(f"columns: no layer is named {asked!r}; there are {', '.join(names)}")
+            there = f"there are {', '.join(names)}" if names else "there is none"
+            raise UserError(f"columns: no convolution is named {asked!r}; {there}")
 
 
 def distillation_of(step: Step) -> Distillation | None:

@@ -468,6 +468,7 @@ def _verdict(found: Audit) -> str:
     if ratio >= _SLOWER:
         slow = _slower_in_int8(found)
         lost = f"; slower in int8: {', '.join(n.name for n in slow)}" if slow else ""
+        lost += f": try {hint}" if (hint := _layout_hint(slow)) else ""
         return (
             f"its kernels take {ratio:.1f}× less time than {found.against}'s here; {coverage}{lost}"
         )
@@ -485,6 +486,16 @@ def _slower_in_int8(found: Audit) -> list[AuditedLayer]:
         and layer.reference_us is not None
         and layer.time_us > _SLOWER * layer.reference_us
     ]
+
+
+def _layout_hint(slower: Sequence[AuditedLayer]) -> str | None:
+    """Say what may help a convolution of one channel among layers; None if there is none."""
+    thin = next((layer.name for layer in slower if layer.kind == _ONE_CHANNEL), None)
+    if thin is None:
+        return None
+    return (
+        f"lightship quantize --kind layout, by which {thin!r} may compute several columns at once"
+    )
 
 
 def _culprit(found: Audit, times: Times, theirs: Times) -> str:
@@ -510,9 +521,7 @@ def _culprit(found: Audit, times: Times, theirs: Times) -> str:
             named += f", and {len(slower) - 2} more layers"
         told = f"{named}, slower in int8 ({ours:.1f} µs) than in float ({floats:.1f} µs): exclude"
         told += " it" if len(slower) == 1 else " them"
-        thin = next((layer.name for layer in slower if layer.kind == _ONE_CHANNEL), None)
-        if thin is not None:
-            told += f", or try int8_layout, which may let {thin!r} compute several columns at once"
+        told += f", or try {hint}" if (hint := _layout_hint(slower)) else ""
         candidates.append((ours, floats, told))
     candidates += [
         (layer.time_us, layer.reference_us or 0.0, f"{layer.name!r}, in float: {layer.why_not}")

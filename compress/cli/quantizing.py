@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from deploy.cli.options import (
     trust_model_option,
 )
 from deploy.errors import UserError
+
+_OPTIONS = {"exclude_types": "--exclude-type", "per_channel": "--per-channel/--per-tensor"}
+"""Options that are not called as what they set."""
 
 # Everything but click is imported inside the commands: --help answers at once.
 if TYPE_CHECKING:
@@ -88,6 +92,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="For mixed and layout: those of the device.  [default: 1]",
 )
+@click.option(
+    "--columns",
+    multiple=True,
+    metavar="LAYER=N",
+    help="For layout: let LAYER compute N columns at once, and time nothing.",
+)
 @click.option("--plot", type=FILE, help="For mixed: draw what was tried, as .svg, .png or .pdf.")
 @click.option(
     "--target",
@@ -118,6 +128,7 @@ def quantize(
     max_drop_points: float | None,
     float_storage: str | None,
     threads: int | None,
+    columns: tuple[str, ...],
     plot: Path | None,
     target: str | None,
     exclude: tuple[str, ...],
@@ -159,6 +170,7 @@ def quantize(
         "max_drop_points": max_drop_points,
         "float_storage": float_storage,
         "threads": threads,
+        "columns": dict(_columns_asked(one) for one in columns) or None,
         "target": target,
         "exclude": exclude or None,
         "exclude_types": exclude_type or None,
@@ -167,6 +179,7 @@ def quantize(
     given = {name: value for name, value in asked.items() if value is not None}
     names = {"float16": "float16", "layout": "int8_layout"}
     name = names.get(kind, f"quantize_{kind.replace('-', '_')}")
+    _refuse_options_of_other_kinds(given, kind, name)
     step = checked({"kind": name, **given}, OnnxStep)
     if plot is not None:
         if kind != "mixed":
@@ -204,6 +217,40 @@ def quantize(
         if plot is not None:
             replace_file(plot, partial(plot_search, made.search))
     say_done(out, artifact, as_json=as_json)
+
+
+def _refuse_options_of_other_kinds(given: Collection[str], kind: str, name: str) -> None:
+    """Raise a UserError that names the first option which a kind of quantization does not have."""
+    import typing
+
+    import msgspec
+
+    from compress.steps import OnnxStep
+
+    (step,) = (
+        one for one in typing.get_args(OnnxStep) if one.__struct_config__.tag == name
+    )  # fmt: skip
+
+    def option(field: str) -> str:
+        return _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+
+    known = [field.name for field in msgspec.structs.fields(step)]
+    for field in given:
+        if field not in known:
+            raise UserError(
+                f"{option(field)}: is not for --kind {kind}, which takes "
+                f"{', '.join(map(option, known)) or 'no settings'}"
+            )
+
+
+def _columns_asked(asked: str) -> tuple[str, int]:
+    """Return the layer and the number of ``LAYER=N``."""
+    layer, equals, count = asked.rpartition("=")
+    if not (layer and equals and count.isdecimal() and int(count) >= 2):
+        raise UserError(
+            f"--columns: must be LAYER=N with N of 2 or more, as conv1=4, got {asked!r}"
+        )
+    return layer, int(count)
 
 
 def _say_layout(original: Any, made: Any) -> None:

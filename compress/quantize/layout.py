@@ -120,7 +120,7 @@ def int8_layout(
     if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         raise UserError(
             "int8_layout: the model has no int8 layers between QuantizeLinear and DequantizeLinear; "
-            "quantize it first, with quantize_static or quantize_aware"
+            "quantize it first: lightship quantize --kind static, or quantize_aware in a recipe"
         )
     columns = step.columns
     if columns == "auto":
@@ -128,7 +128,8 @@ def int8_layout(
         if target not in {None, this_target()}:
             raise UserError(
                 f"int8_layout: the model is for {target} and this is {this_target()}, whose times say "
-                "nothing of it; say columns = { LAYER = COLUMNS }, or { } for one"
+                "nothing of it; say how many columns a layer computes at once, as columns = "
+                "{ conv1 = 4 } in a recipe and --columns conv1=4 on the command line"
             )
         timed = timing(model, step.threads, seed=seed, on_timing=on_timing)
         columns = dict(columns_by_timing(model, timed))

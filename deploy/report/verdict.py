@@ -26,7 +26,8 @@ def rule(goal: Goal) -> str:
         "The verdict names the smallest gzipped variant among those that pay (smaller by more than "
         f"1\u202f%, gzipped or as a file, or detectably faster) and whose {what} is shown to be less "
         f"than {least} worse than the baseline’s: {close}. Where any such is left, variants that are "
-        "detectably slower are passed over. It describes the test samples and tuned nothing, but the "
+        "detectably slower are passed over; of those within 1\u202f% of the smallest, one that is "
+        "detectably faster than it is named instead. It describes the test samples and tuned nothing, but the "
         "best of several variants on the same samples looks a little better than it is: confirm it "
         "on new samples before relying on the last tenths."
     )
@@ -40,8 +41,9 @@ def best_variant(results: Results) -> Variant | None:
     above 1); of these, those whose score is shown to be worse than the baseline's by less than may
     be spared, as 1 point of accuracy (non-inferiority: the worse end of the interval of the
     difference is above -1; a small test set shows nothing and proves nothing); of these, if any remains, those that are not detectably
-    slower (the interval of the speed-up reaches above 1); of these, the smallest when gzipped.
-    Ties: the better score, then the earlier.
+    slower (the interval of the speed-up reaches above 1); of these, the smallest when gzipped, or
+    the fastest of those that are as small within 1 % and detectably faster than it (the intervals of
+    the speed-ups lie apart). Ties: the better score, then the earlier.
     """
     goal = results.goal
     affordable = [v for v in _paying(results) if _worst_gain(v, goal) > -_spare(results)]
@@ -50,7 +52,14 @@ def best_variant(results: Results) -> Variant | None:
 
 def _smallest(variants: list[Variant], goal: Goal) -> Variant:
     no_slower = [v for v in variants if v.speedup_high is None or v.speedup_high >= 1]
-    return min(no_slower or variants, key=lambda v: (v.gzip_bytes, -gain(goal, v.score)))
+    smallest = min(no_slower or variants, key=lambda v: (v.gzip_bytes, -gain(goal, v.score)))
+    as_small = [
+        v
+        for v in no_slower or variants
+        if v.gzip_bytes <= (1 + _TOLERANCE) * smallest.gzip_bytes
+        and (v.speedup_low or 0.0) > (smallest.speedup_high or math.inf)
+    ]
+    return max(as_small, key=lambda v: v.speedup or 0.0, default=smallest)
 
 
 def verdict(results: Results) -> str:

@@ -259,6 +259,14 @@ def test_an_int8_model_is_laid_out_for_its_kernels(int8, data, tmp_path):
     assert record["step"] == {"kind": "int8_layout", "columns": {}, "threads": 1}
 
 
+def test_columns_that_no_layer_has_are_refused_with_those_there_are(int8, data, tmp_path):
+    out = tmp_path / "faster.onnx"
+    words = ("--kind", "layout", "--columns", "conv1=4", "--out", out)
+    told = one_line("quantize", int8, "--data", data, *words)
+    assert "'conv1' cannot compute 4 columns at once; there are no int8 convolutions" in told
+    assert not out.exists()
+
+
 def test_a_float_model_has_nothing_to_lay_out(onnx, data, tmp_path):
     out = tmp_path / "faster.onnx"
     told = one_line("quantize", onnx, "--data", data, "--kind", "layout", "--out", out)
@@ -297,8 +305,28 @@ def test_sensitivity_ranks_layers_in_a_table_and_as_json(data, onnx, tmp_path):
     [
         (["--plot", "a.svg"], "there is a search to draw with --kind mixed, got static"),
         (["--kind", "mixed", "--plot", "a.gif"], "must end in .svg, .png, .pdf, got a.gif"),
-        (["--kind", "mixed", "--target", "arm64"], "unknown key 'target'"),
-        (["--max-drop-points", 1], "unknown key 'max_drop_points'"),
+        (
+            ["--kind", "mixed", "--target", "arm64"],
+            "--target: is not for --kind mixed, which takes --",
+        ),
+        (
+            ["--max-drop-points", 1],
+            "--max-drop-points: is not for --kind static, which takes --cal",
+        ),
+        (
+            ["--kind", "float16", "--threads", 2],
+            "--threads: is not for --kind float16, which takes no",
+        ),
+        (
+            ["--kind", "dynamic", "--exclude-type", "Conv"],
+            "--exclude-type: is not for --kind dynamic",
+        ),
+        (["--columns", "conv1=4"], "--columns: is not for --kind static"),
+        (["--kind", "layout", "--columns", "conv1=1"], "must be LAYER=N with N of 2 or more, as"),
+        (
+            ["--kind", "layout", "--columns", "4"],
+            "must be LAYER=N with N of 2 or more, as conv1=4, got",
+        ),
     ],
 )
 def test_an_option_of_another_kind_of_quantization_is_refused(words, reason, data, onnx, tmp_path):

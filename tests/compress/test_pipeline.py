@@ -322,6 +322,33 @@ def test_a_search_lies_beside_its_model_and_goes_with_it(
     assert heard.made == []
 
 
+LAID_OUT = """
+[[variant]]
+name = "partly"
+from = "pruned"
+step = {{ kind = "quantize_static", exclude = ["dense1"] }}
+[[variant]]
+name = "laid-out"
+from = "partly"
+step = {{ kind = "int8_layout" }}
+"""
+
+
+def test_what_is_laid_out_answers_as_its_parent_and_notes_what_its_parent_notes(
+    finished, data, tmp_path
+):
+    _, store, *_ = finished
+    results, heard = run(parse_recipe((RECIPE + LAID_OUT).format(data=data)), tmp_path, store)
+    assert heard.made == ["partly", "laid-out"]
+    partly, laid = (v for v in results.variants if v.name in {"partly", "laid-out"})
+    assert laid.step == {"kind": "int8_layout", "columns": {}, "threads": 1}
+    assert laid.agreement == 1
+    assert {layer.name: layer.note for layer in laid.layers if layer.note} == {
+        "dense1": "excluded by 'dense1'"
+    }
+    assert [layer.note for layer in laid.layers] == [layer.note for layer in partly.layers]
+
+
 def test_a_layer_that_does_not_exist_is_refused_before_any_training(recipe, tmp_path):
     (pruned, int8) = recipe.variants
     typo = msgspec.structs.replace(

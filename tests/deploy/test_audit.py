@@ -220,9 +220,9 @@ def test_a_stem_that_is_slower_in_int8_is_blamed_by_name():
     found = made(stem=50.0, reference_stem=40.0)
     assert _verdict(found) == (
         "will not speed up on this machine, because 75% of the time is 'stem', a 1-channel Conv, "
-        "slower in int8 (50.0 µs) than in float (40.0 µs): exclude it, or try int8_layout, "
-        "which may let 'stem' compute several columns at once; 2 of 2 layers run in int8, 100% of "
-        "the multiply-accumulates"
+        "slower in int8 (50.0 µs) than in float (40.0 µs): exclude it, or try lightship "
+        "quantize --kind layout, by which 'stem' may compute several columns at once; 2 of 2 layers "
+        "run in int8, 100% of the multiply-accumulates"
     )
 
 
@@ -242,7 +242,8 @@ def test_a_model_that_is_faster_is_said_to_be_and_its_slow_layers_are_named():
     found = made(stem=3.0, reference_stem=2.5)
     assert _verdict(found) == (
         "its kernels take 1.4× less time than fp32.onnx's here; 2 of 2 layers run in int8, 100% of "
-        "the multiply-accumulates; slower in int8: stem"
+        "the multiply-accumulates; slower in int8: stem: try lightship quantize --kind layout, by "
+        "which 'stem' may compute several columns at once"
     )
 
 

@@ -69,6 +69,21 @@ def test_a_slower_variant_is_chosen_only_where_none_is_left():
     assert best_variant(changed(**all_slow)).name == "pruned-int8"
 
 
+def test_of_variants_that_are_as_small_the_detectably_faster_is_chosen():
+    smallest = best_variant(changed())
+    assert smallest.name == "pruned-int8"
+    high = smallest.speedup_high
+
+    def chosen(*, low, times_the_bytes):
+        speed = {"speedup": high + 1, "speedup_low": low, "speedup_high": high + 2}
+        size = round(smallest.gzip_bytes * times_the_bytes)
+        return best_variant(changed(int8={**speed, "gzip_bytes": size})).name
+
+    assert chosen(low=high + 0.1, times_the_bytes=1.009) == "int8"
+    assert chosen(low=high - 0.1, times_the_bytes=1.009) == "pruned-int8"
+    assert chosen(low=high + 0.1, times_the_bytes=1.02) == "pruned-int8"
+
+
 NAMES = ("pruned", "int8", "pruned_int8", "float16")
 
 
