@@ -23,6 +23,7 @@ _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
+_ZIP = b"PK\x03\x04"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # Release, newest opset of the domain "" and newest IR version that it reads
@@ -102,6 +103,11 @@ def graph_facts(model: bytes, *, folder: Path | None = None) -> GraphFacts:
         if is_packed(bytes(model[:3])):
             raise UserError(
                 "is a packed model; lightship unpack makes the ONNX file of it"
+            ) from error
+        if bytes(model[:4]) == _ZIP:
+            raise UserError(
+                "is no ONNX model but a zip file, as a Keras model and a bundle are; lightship export "
+                "makes the ONNX file of a Keras model"
             ) from error
         raise UserError(f"is no ONNX model ({error})") from error
     if graphs != 1 or ir_version < 1 or not opsets:
@@ -256,7 +262,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         else:
             raise ValueError(f"wire type {kind} at byte {place}")
         if length > end - place:
-            raise ValueError(f"a field of {length} bytes where {end - place} are left")
+            raise ValueError(
+                f"cut off, or of another kind: a field of {length} bytes where {end - place} are left"
+            )
         yield key >> 3, message[place : place + length]
         place += length
 

@@ -97,6 +97,17 @@ def test_graphs_inside_graphs_do_not_exhaust_the_stack():
         graph_facts(model_of(graph))
 
 
+def test_a_zip_file_is_told_from_a_model_and_a_cut_file_is_called_so():
+    with pytest.raises(
+        UserError, match="a zip file, as a Keras model and a bundle are; lightship ex"
+    ):
+        graph_facts(b"PK\x03\x04" + bytes(40))
+    with pytest.raises(
+        UserError, match="cut off, or of another kind: a field of 9 bytes where 2 are"
+    ):
+        graph_facts(b"\x0a\x09ab")
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x00", b"\xff" * 20, b"ORTM" * 10, b"\x0a\xff\xff\xff\xff\x0f", _int(1, 8), b"\x08"],
