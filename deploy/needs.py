@@ -100,19 +100,22 @@ def graph_facts(model: bytes, *, folder: Path | None = None) -> GraphFacts:
             elif number == _MODEL_TRAINING:
                 raise UserError("carries training information, which a device has no use for")
     except (ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
-        if is_packed(bytes(model[:3])):
-            raise UserError(
-                "is a packed model; lightship unpack makes the ONNX file of it"
-            ) from error
-        if bytes(model[:4]) == _ZIP:
-            raise UserError(
-                "is no ONNX model but a zip file, as a Keras model and a bundle are; lightship export "
-                "makes the ONNX file of a Keras model"
-            ) from error
-        raise UserError(f"is no ONNX model ({error})") from error
+        raise UserError(_what_else(model, str(error))) from error
     if graphs != 1 or ir_version < 1 or not opsets:
         raise UserError("is no ONNX model (it lacks its version, its operator sets or its graph)")
     return GraphFacts(ir_version, opsets, frozenset(seen.operators))
+
+
+def _what_else(model: bytes, why: str) -> str:
+    """Say what a file is that is no ONNX model, and what makes one of it, as far as it can be told."""
+    if is_packed(bytes(model[:3])):
+        return "is a packed model; lightship unpack makes the ONNX file of it"
+    if bytes(model[:4]) == _ZIP:
+        return (
+            "is no ONNX model but a zip file, as a Keras model and a bundle are; lightship export "
+            "makes the ONNX file of a Keras model"
+        )
+    return f"is no ONNX model ({why})"
 
 
 def least_onnxruntime(facts: GraphFacts, opened_by: str) -> str:

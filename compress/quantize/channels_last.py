@@ -16,7 +16,7 @@ import numpy as np
 
 from compress.quantize.finished import finished
 from deploy.graph import array_of, attributes, constants, consumers, producers
-from deploy.kernels import int8_layers, optimized
+from deploy.kernels import INT8_OPERATORS, kernels_of, optimized
 from deploy.machine import Target
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -84,23 +84,27 @@ def spare_transposes(model: Any) -> Any:
     if nests_graphs(model.graph):
         return model
     target = target_of(model)
-    fewest, kernels = _transposes(model, target), int8_layers(model, target=target)
+    fewest, kernels = _running(model, target)
     for hint in (_average_with_channels_last, _borders_with_channels_last):
         twin = type(model)()
         twin.CopyFrom(model)
         if hint(twin.graph, shapes_of(model)):
             drop_unread(twin.graph)
             made = finished(twin, model)
-            count = _transposes(made, target)
-            if count < fewest and int8_layers(made, target=target) == kernels:
-                model, fewest = made, count
+            transposes, found = _running(made, target)
+            if transposes < fewest and found == kernels:
+                model, fewest = made, transposes
     return model
 
 
-def _transposes(model: Any, target: Target | None) -> int:
-    """Return how often ONNX Runtime brings something into another order of axes."""
+def _running(model: Any, target: Target | None) -> tuple[int, set[str]]:
+    """Return how often ONNX Runtime reorders the axes of something, and the layers that run in int8."""
     running = optimized(model, target=target)
-    return sum(node.op_type == "Transpose" for node in running.graph.node)
+    kernels = kernels_of(model, running)
+    return (
+        sum(node.op_type == "Transpose" for node in running.graph.node),
+        {name for name, node in kernels.items() if node.op_type in INT8_OPERATORS},
+    )
 
 
 def _average_with_channels_last(graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
