@@ -227,9 +227,7 @@ def _refuse_options_of_other_kinds(given: Collection[str], kind: str, name: str)
 
     from compress.steps import OnnxStep
 
-    (step,) = (
-        one for one in typing.get_args(OnnxStep) if one.__struct_config__.tag == name
-    )  # fmt: skip
+    (step,) = (one for one in typing.get_args(OnnxStep) if one.__struct_config__.tag == name)
 
     def option(field: str) -> str:
         return _OPTIONS.get(field, f"--{field.replace('_', '-')}")

@@ -32,7 +32,7 @@ from compress.quantize.static import (
     with_method,
 )
 from compress.quantize.storage import ToFloat16, WeightOnly, store_in_fewer_bits
-from compress.quantize.width_to_depth import why_wide
+from compress.quantize.width_to_depth import columns_that_fit, why_wide
 from deploy.bench import Bench, race
 from deploy.errors import UserError
 from deploy.graph import producers, weighted_nodes
@@ -63,9 +63,9 @@ class QuantizeMixed(Record, frozen=True, tag_field="kind", tag="quantize_mixed")
 
     Choices are timed on this machine, not guessed: a convolution of few channels is slower in int8,
     and so may be one whose neighbours are float, because of the conversions in between. What is in
-    int8 is laid out for its kernels, as by ``int8_layout``. What comes out is no slower than the faster of all layers in float and all in int8, as the last round of
-    timing saw them, and loses no more on validation samples than is allowed. Takes minutes in
-    which nothing else should run.
+    int8 is laid out for its kernels, as by ``int8_layout``. What comes out is no slower than the
+    faster of all layers in float and all in int8, as the last round of timing saw them, and loses no
+    more on validation samples than is allowed. Takes minutes in which nothing else should run.
     """
 
     max_drop_points: Annotated[float, Meta(ge=0)] = 0.3
@@ -160,13 +160,13 @@ def quantize_mixed(
     """Return the fastest ``ModelProto`` whose layers are int8 or float, and how it was found.
 
     At first, all in int8, convolutions of few channels are given the number of columns to compute
-    at once that is fastest. The search starts from all layers in int8 and from all in float, and from what lies in between
-    when layers become float in the order of the time they save, of what they cost, and of their
-    place in the graph from either end. Choices that lose too much are not timed. The others
-    are timed together, shortly; the better half again, twice as long, until few are left
-    (successive halving: Jamieson and Talwalkar, 2016, algorithm 1). From the best, single layers are
-    turned over, or exchanged where the allowed loss is used up, as long as that gains. The last
-    round times the few best, all int8 and all float for longest, and its fastest is taken.
+    at once that is fastest. The search starts from all layers in int8 and from all in float, and
+    from what lies in between when layers become float in the order of the time they save, of what
+    they cost, and of their place in the graph from either end. Choices that lose too much are not
+    timed. The others are timed together, shortly; the better half again, twice as long, until few
+    are left (successive halving: Jamieson and Talwalkar, 2016, algorithm 1). From the best, single
+    layers are turned over, or exchanged where the allowed loss is used up, as long as that gains.
+    The last round times the few best, all int8 and all float for longest, and its fastest is taken.
 
     Args:
         model: a float ``ModelProto``. It is left alone.
@@ -376,8 +376,12 @@ class _Search:
         return quantize_static(self.model, static, self.task, ranges=self.ranges)
 
     def _laid_out(self, floats: Floats) -> Any:
-        columns = {name: n for name, n in self.columns.items() if name not in floats}
-        return laid_out(self._quantized(floats), columns)
+        model = self._quantized(floats)
+        if not self.columns:
+            return laid_out(model, {})
+        fits = columns_that_fit(model)
+        columns = {name: n for name, n in self.columns.items() if n in fits.get(name, ())}
+        return laid_out(model, columns)
 
     def _stored(self, plain: Any, floats: Floats) -> tuple[Any, FloatStorage]:
         """Return a model whose float layers take fewer bits; None if nothing is asked, or it cannot be."""
