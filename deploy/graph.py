@@ -1,9 +1,13 @@
-"""Questions about an ONNX graph that more than one room asks, on the host: they need ``onnx``."""
+"""Questions about an ONNX graph that more than one room asks, and what they take from it, on the host.
+
+They need ``onnx``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +78,74 @@ def array_of(tensor: Any) -> Array:
     import onnx
 
     return np.asarray(onnx.numpy_helper.to_array(tensor))
+
+
+def shapes_of(model: Any) -> dict[str, tuple[int | None, ...]]:
+    """Return the inferred shape of every tensor whose rank is known; None is a free axis."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        value.name: tuple(
+            axis.dim_value if axis.HasField("dim_value") else None
+            for axis in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def read_inside(graph: Any) -> set[str]:
+    """Return the names that are read in the graphs of nodes, such as a branch or the body of a loop."""
+    inside = [
+        part
+        for node in graph.node
+        for attribute in node.attribute
+        for part in (attribute.g, *attribute.graphs)
+    ]
+    read = {name for part in inside for node in part.node for name in node.input}
+    read.update(value.name for part in inside for value in part.output)
+    return read.union(*map(read_inside, inside))
+
+
+def without_dead_parts(model: Any) -> Any:
+    """Drop nodes, initialisers and operator sets that no output needs.
+
+    What is left of the initialisers is put in the order of their first use.
+    """
+    twin = type(model)()
+    twin.CopyFrom(model)
+    model, graph = twin, twin.graph
+    drop_dead(graph)
+    stored = constants(graph)
+    used = dict.fromkeys(name for node in graph.node for name in node.input if name in stored)
+    # An input whose value is stored may be left out by who runs the model.
+    used |= dict.fromkeys(value.name for value in graph.input if value.name in stored)
+    replace_field(graph.initializer, [stored[name] for name in used])
+    domains = {node.domain for node in graph.node} | {""}
+    replace_field(
+        model.opset_import, [entry for entry in model.opset_import if entry.domain in domains]
+    )
+    return model
+
+
+def drop_dead(graph: Any) -> None:
+    """Remove the nodes of a ``GraphProto`` that no output of it needs."""
+    needed = {value.name for value in graph.output}
+    live = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(name for name in node.input if name)
+            live.append(node)
+    if len(live) < len(graph.node):
+        replace_field(graph.node, live[::-1])
+
+
+def replace_field(field: Any, items: Sequence[Any]) -> None:
+    """Set a repeated protobuf field."""
+    copies = [type(item).FromString(item.SerializeToString(deterministic=True)) for item in items]
+    del field[:]
+    field.extend(copies)
 
 
 def weighted_nodes(graph: Any) -> list[Weighted]:

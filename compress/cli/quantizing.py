@@ -253,8 +253,8 @@ def _columns_asked(asked: str) -> tuple[str, int]:
 
 def _say_layout(original: Any, made: Any) -> None:
     """Say what was written otherwise, on stderr."""
+    from compress.quantize.channels_last import transposes_of
     from compress.quantize.width_to_depth import columns_of, columns_that_fit
-    from deploy.kernels import optimized
 
     columns = {name: n for name, n in columns_of(made).items() if name not in columns_of(original)}
     for name, count in columns.items():
@@ -262,10 +262,7 @@ def _say_layout(original: Any, made: Any) -> None:
     if not columns:
         none = "gains by computing" if columns_that_fit(original) else "could compute"
         click.echo(f"no convolution of few channels {none} several columns at once", err=True)
-    before, after = (
-        sum(node.op_type == "Transpose" for node in optimized(one).graph.node)
-        for one in (original, made)
-    )
+    before, after = (transposes_of(one) for one in (original, made))
     click.echo(f"transposes when it runs: {after}, {before} before", err=True)
 
 

@@ -16,7 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from deploy.graph import attributes, constants, consumers, producers
+from deploy.graph import (
+    attributes,
+    constants,
+    consumers,
+    drop_dead,
+    producers,
+    read_inside,
+    shapes_of,
+    without_dead_parts,
+)
 
 Pass = Callable[[Any], Any]
 
@@ -62,7 +71,7 @@ def without_transpose_pairs(model: Any) -> Any:
         removed = any(
             _undo_transpose(graph, node) for node in list(graph.node) if node.op_type == "Transpose"
         )
-        _drop_dead(graph)
+        drop_dead(graph)
     return model
 
 
@@ -75,27 +84,11 @@ def with_gemms(model: Any) -> Any:
     """
     model = _copy(model)
     graph = model.graph
-    shapes = _shapes(model)
+    shapes = shapes_of(model)
     stored = constants(graph)
     for add in list(graph.node):
         if add.op_type == "Add":
             _fuse_bias(graph, add, shapes, stored)
-    return model
-
-
-def without_dead_parts(model: Any) -> Any:
-    """Drop nodes, initialisers and operator sets that no output needs.
-
-    What is left of the initialisers is put in the order of their first use.
-    """
-    model = _copy(model)
-    graph = model.graph
-    _drop_dead(graph)
-    stored = constants(graph)
-    used = dict.fromkeys(name for node in graph.node for name in node.input if name in stored)
-    _replace(graph.initializer, [stored[name] for name in used])
-    domains = {node.domain for node in graph.node} | {""}
-    _replace(model.opset_import, [entry for entry in model.opset_import if entry.domain in domains])
     return model
 
 
@@ -108,7 +101,7 @@ def with_positive_zeros(model: Any) -> Any:
     from onnx import numpy_helper
 
     model = _copy(model)
-    readers, inside = consumers(model.graph), _read_inside(model.graph)
+    readers, inside = consumers(model.graph), read_inside(model.graph)
     for tensor in model.graph.initializer:
         if tensor.name in inside:
             continue
@@ -165,41 +158,6 @@ def _copy(model: Any) -> Any:
     return twin
 
 
-def _replace(field: Any, items: Sequence[Any]) -> None:
-    """Set a repeated protobuf field."""
-    copies = [type(item).FromString(item.SerializeToString(deterministic=True)) for item in items]
-    del field[:]
-    field.extend(copies)
-
-
-def _shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
-    """Return the inferred shape of every tensor whose rank is known; None is a free axis."""
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    return {
-        value.name: tuple(
-            axis.dim_value if axis.HasField("dim_value") else None
-            for axis in value.type.tensor_type.shape.dim
-        )
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
-
-
-def _read_inside(graph: Any) -> set[str]:
-    """Return the names that are read in the graphs of nodes, such as a branch or the body of a loop."""
-    inside = [
-        part
-        for node in graph.node
-        for attribute in node.attribute
-        for part in (attribute.g, *attribute.graphs)
-    ]
-    read = {name for part in inside for node in part.node for name in node.input}
-    read.update(value.name for part in inside for value in part.output)
-    return read.union(*map(_read_inside, inside))
-
-
 def _bypass(graph: Any, node: Any) -> None:
     """Remove a node with one output, so that its readers read its first input instead."""
     source, output = node.input[0], node.output[0]
@@ -220,17 +178,6 @@ def _rename(graph: Any, old: str, new: str) -> None:
             for index, name in enumerate(names):
                 if name == old:
                     names[index] = new
-
-
-def _drop_dead(graph: Any) -> None:
-    needed = {value.name for value in graph.output}
-    live = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(name for name in node.input if name)
-            live.append(node)
-    if len(live) < len(graph.node):
-        _replace(graph.node, live[::-1])
 
 
 def _permutation(node: Any, rank: int | None = None) -> tuple[int, ...]:

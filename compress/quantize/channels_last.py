@@ -15,43 +15,24 @@ from typing import Any
 import numpy as np
 
 from compress.quantize.finished import finished
-from deploy.graph import array_of, attributes, constants, consumers, producers
+from deploy.graph import (
+    array_of,
+    attributes,
+    constants,
+    consumers,
+    producers,
+    read_inside,
+    shapes_of,
+    without_dead_parts,
+)
 from deploy.kernels import INT8_OPERATORS, kernels_of, optimized
 from deploy.machine import Target
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 """Orders of the axes of an image for ``Transpose``, from the other of the two."""
+Shapes = Mapping[str, tuple[int | None, ...]]
+"""Shapes by the name of the tensor; None is a free axis."""
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu"})
-
-
-def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a ``ModelProto``'s tensors, as far as they are known; free axes are 0."""
-    import onnx
-
-    known = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-        for value in (*known.input, *known.value_info, *known.output)
-    }
-
-
-def nests_graphs(graph: Any) -> bool:
-    """Say whether nodes of a graph hold graphs, as If and Loop do, which may read any tensor of it."""
-    return any(attr.HasField("g") or attr.graphs for node in graph.node for attr in node.attribute)
-
-
-def drop_unread(graph: Any) -> None:
-    """Remove nodes and constants that nobody reads from a graph that nests no other."""
-    wanted = {value.name for value in (*graph.output, *graph.input)}
-    nodes = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    tensors = [tensor for tensor in graph.initializer if tensor.name in wanted]
-    for kept, there in ((nodes[::-1], graph.node), (tensors, graph.initializer)):
-        del there[:]
-        there.extend(kept)
 
 
 def one_element(tensor: Any | None) -> bool:
@@ -81,20 +62,24 @@ def spare_transposes(model: Any) -> Any:
     Args:
         model: of QuantizeLinear and DequantizeLinear, as ``quantize_static`` gives; left alone.
     """
-    if nests_graphs(model.graph):
-        return model
+    if read_inside(model.graph):
+        return model  # an If or a Loop may read any tensor
     target = target_of(model)
     fewest, kernels = _running(model, target)
     for hint in (_average_with_channels_last, _borders_with_channels_last):
         twin = type(model)()
         twin.CopyFrom(model)
         if hint(twin.graph, shapes_of(model)):
-            drop_unread(twin.graph)
-            made = finished(twin, model)
+            made = finished(without_dead_parts(twin), model)
             transposes, found = _running(made, target)
             if transposes < fewest and found == kernels:
                 model, fewest = made, transposes
     return model
+
+
+def transposes_of(model: Any) -> int:
+    """Return how often ONNX Runtime reorders the axes of something when it runs a ``ModelProto``."""
+    return _running(model, target_of(model))[0]
 
 
 def _running(model: Any, target: Target | None) -> tuple[int, set[str]]:
@@ -107,7 +92,7 @@ def _running(model: Any, target: Target | None) -> tuple[int, set[str]]:
     )
 
 
-def _average_with_channels_last(graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _average_with_channels_last(graph: Any, shapes: Shapes) -> bool:
     """Let what reads the int8 average over an image have channels last: ``(n, 1, 1, channels)``."""
     import onnx
 
@@ -166,7 +151,7 @@ def _drops_rows_and_columns(node: Any, stored: Mapping[str, Any]) -> bool:
     return node.op_type == "Reshape" and len(values) == 2 and values[1] != 0
 
 
-def _borders_with_channels_last(graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _borders_with_channels_last(graph: Any, shapes: Shapes) -> bool:
     """Quantize what float convolutions give to int8 ones with channels last, and rows in one.
 
     A float convolution's result gets its order when it leaves ONNX Runtime's blocked layout, so that

@@ -22,15 +22,22 @@ import numpy.typing as npt
 from compress.quantize.channels_last import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
-    drop_unread,
-    nests_graphs,
     one_element,
-    shapes_of,
     target_of,
 )
 from compress.quantize.finished import finished
 from deploy.errors import UserError
-from deploy.graph import array_of, attributes, constants, consumers, producers, weighted_nodes
+from deploy.graph import (
+    array_of,
+    attributes,
+    constants,
+    consumers,
+    producers,
+    read_inside,
+    shapes_of,
+    weighted_nodes,
+    without_dead_parts,
+)
 from deploy.kernels import int8_layers
 
 Array = npt.NDArray[Any]
@@ -144,14 +151,14 @@ def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
         thin = next(thin for thin in _thin(twin) if thin.node.name == name)
         if (pads := _pads(thin, count)) is not None:
             _widen(twin.graph, thin, count, pads)
-    return finished(twin, model)
+    return finished(without_dead_parts(twin), model)
 
 
 def _thin(model: Any) -> list[_Thin]:
     """Return the int8 convolutions of few channels whose every number is known."""
     graph = model.graph
-    if nests_graphs(graph):
-        return []
+    if read_inside(graph):
+        return []  # an If or a Loop may read any tensor
     stored, made_by, readers = constants(graph), producers(graph), consumers(graph)
     shapes = shapes_of(model)
     outputs = {value.name for value in graph.output}
@@ -174,7 +181,10 @@ def _thin(model: Any) -> list[_Thin]:
         result = _quantize_behind(node, readers, outputs)
         if result is None or not one_element(stored.get(result.input[1])):
             continue
-        shape, made = (shapes.get(name, ())[1:] for name in (node.input[0], node.output[0]))
+        shape, made = (
+            tuple(size or 0 for size in shapes.get(name, ())[1:])
+            for name in (node.input[0], node.output[0])
+        )
         # Four axes: a convolution of two dimensions.
         if len(shape) == len(made) == 3 and all(shape) and all(made) and shape[0] <= _FEW_CHANNELS:
             found.append(
@@ -346,7 +356,6 @@ def _widen(graph: Any, thin: _Thin, columns: int, pads: tuple[int, int, int]) ->
     nodes[at + 1 : at + 1] = unfolded
     del graph.node[:]
     graph.node.extend(nodes)
-    drop_unread(graph)
 
 
 def _widen_constants(

@@ -250,6 +250,12 @@ def test_what_no_output_needs_is_dropped():
     assert [entry.domain for entry in tidied.opset_import] == [""]
 
 
+def test_an_unread_input_keeps_the_value_that_lets_it_be_left_out():
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], constants={"c": np.float32([1])})
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, (1,)))
+    assert [tensor.name for tensor in without_dead_parts(model).graph.initializer] == ["c"]
+
+
 @given(values=hnp.arrays(np.float32, (3, 2), elements=st.sampled_from([-0.0, 0.0, -1.5, 2.0])))
 def test_no_weight_is_a_negative_zero_and_the_answers_are_the_same(values):
     model = model_of(
