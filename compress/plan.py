@@ -184,7 +184,7 @@ def _known_to(step: KerasStep, recipe: Recipe, task: Task) -> dict[str, object]:
 def _timed_here() -> dict[str, object]:
     """Return the parts of a key on which a step depends that times models on this machine."""
     machine = msgspec.structs.replace(this_environment(), load_average=None)
-    return {"machine": machine, "timing": code_digest(*BENCH_CODE, "deploy/audit.py")}
+    return {"machine": machine, "timing": code_digest(*BENCH_CODE, "deploy/audit")}
 
 
 def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None:

@@ -4,20 +4,13 @@ import json
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from deploy.audit import Audit, _verdict, audit, table
+from deploy.audit import audit, table
 from deploy.cli import cli
 from deploy.errors import MissingExtraError, UserError
-from deploy.kernels import can_saturate
-from deploy.machine import this_target
 from deploy.record import SessionOptions
-from deploy.session import open_model
 from tests.deploy.tiny_onnx import model
 
 try:
@@ -175,92 +168,9 @@ def test_without_onnx_the_audit_names_the_extra(write):
         audit(write(chain()))
 
 
-# The verdict, on made times: a sentence must not hang on how busy this machine is.
-
-
-def made(*, stem, reference_stem, conversions=2.0, other=5.0, int8=True):
-    def times(stem_us, conversions_us):
-        return {
-            "total_us": stem_us + 10 + conversions_us + other,
-            "layers_us": stem_us + 10,
-            "conversions_us": conversions_us,
-            "other_us": other,
-        }
-
-    def layer(name, kind, took, reference, is_int8):
-        return {
-            "name": name, "kind": kind, "macs": 100, "kernel": "QLinearConv", "int8": is_int8,
-            "why_not": None if is_int8 else "its bias is float",
-            "remedy": None if is_int8 else "store it", "time_us": took, "reference_us": reference,
-        }  # fmt: skip
-
-    return msgspec.convert(
-        {
-            "model": "int8.onnx", "against": "fp32.onnx", "onnxruntime": "1.32.0",
-            "target": "x86-vnni", "session": {},
-            "layers": [
-                layer("stem", "1-channel Conv", stem, reference_stem, int8),
-                layer("dense", "Gemm", 10.0, 20.0, True),
-            ],
-            "macs": 200, "int8_macs": 200 if int8 else 100, "int8_layers": 2 if int8 else 1,
-            "conversions": 2, "pairs_left": 0, "layout_changes": 0, "float_islands": [],
-            "times": times(stem, conversions),
-            "reference_times": {
-                **times(reference_stem, 0.0),
-                "total_us": reference_stem + 20 + other,
-                "layers_us": reference_stem + 20,
-            },
-            "verdict": "",
-        },
-        Audit,
-    )  # fmt: skip
-
-
-def test_a_stem_that_is_slower_in_int8_is_blamed_by_name():
-    found = made(stem=50.0, reference_stem=40.0)
-    assert _verdict(found) == (
-        "will not speed up on this machine, because 75% of the time is 'stem', a 1-channel Conv, "
-        "slower in int8 (50.0 µs) than in float (40.0 µs): exclude it, or try lightship "
-        "quantize --kind layout, by which 'stem' may compute several columns at once; 2 of 2 layers "
-        "run in int8, 100% of the multiply-accumulates"
-    )
-
-
-def test_what_grew_most_is_blamed_for_a_model_that_became_slower():
-    found = made(stem=10.0, reference_stem=10.0, conversions=60.0)
-    assert _verdict(found).startswith(
-        "is 2.4× slower on this machine, because 71% of the time is quantizing, dequantizing"
-    )
-
-
-def test_a_float_layer_that_takes_most_of_the_time_is_blamed_with_its_reason():
-    found = made(stem=90.0, reference_stem=90.0, int8=False)
-    assert "84% of the time is 'stem', in float: its bias is float" in _verdict(found)
-
-
-def test_a_model_that_is_faster_is_said_to_be_and_its_slow_layers_are_named():
-    found = made(stem=3.0, reference_stem=2.5)
-    assert _verdict(found) == (
-        "its kernels take 1.4× less time than fp32.onnx's here; 2 of 2 layers run in int8, 100% of "
-        "the multiply-accumulates; slower in int8: stem: try lightship quantize --kind layout, by "
-        "which 'stem' may compute several columns at once"
-    )
-
-
-def test_the_table_has_a_line_a_layer_and_what_to_do():
-    lines = table(made(stem=90.0, reference_stem=90.0, int8=False))
-    assert lines[0].split() == ["layer", "kind", "MACs", "share", "kernel", "µs", "against", "µs"]
-    assert "float: stem: its bias is float; store it" in lines
-
-
-def test_an_audit_goes_to_json_and_back():
-    found = made(stem=3.0, reference_stem=2.5)
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Audit) == found
-
-
 def on(target, monkeypatch):
     monkeypatch.setattr("deploy.kernels.this_target", lambda: target)
-    monkeypatch.setattr("deploy.audit.this_target", lambda: target)
+    monkeypatch.setattr("deploy.audit.look.this_target", lambda: target)
 
 
 @needs_onnx
@@ -278,69 +188,3 @@ def test_layers_whose_sums_can_overflow_here_are_named_with_the_way_out(write, m
     assert "added exactly here" in exact.saturation
     on("x86-vnni", monkeypatch)
     assert audit(write(chain()), timed=False).saturating == ()
-
-
-def weighted(weights):
-    """Return a model that multiplies uint8 inputs with weights ``(inputs, outputs)``, and its layer."""
-    from deploy.graph import weighted_nodes
-
-    inputs, outputs = weights.shape
-    made = onnx.load_from_string(
-        model(
-            [("MatMulInteger", ["x", "w"], ["y"])],
-            inputs={"x": ("uint8", ("batch", inputs))},
-            outputs={"y": ("int32", ("batch", outputs))},
-            initializers={"w": weights},
-        )
-    )
-    return made, weighted_nodes(made.graph)[0]
-
-
-@needs_onnx
-@pytest.mark.parametrize(
-    ("weights", "can"),
-    [
-        (I8([[127], [1], [1]]), False),
-        (I8([[127], [2], [1]]), True),
-        (I8([[-127], [127]]), False),
-        (I8([[-65], [127], [-64]]), True),
-        (I8([[64, 127], [64, 0]]), False),
-        (U8([[255], [255]]), False),
-    ],
-    ids=[
-        "128 together",
-        "129 together",
-        "unlike signs",
-        "both below zero",
-        "two outputs",
-        "unsigned",
-    ],
-)
-def test_two_weights_of_one_output_that_reach_beyond_128_can_overflow(weights, can):
-    assert can_saturate(*weighted(weights), target="x86-avx2") == can
-
-
-@needs_onnx
-@given(
-    weights=hnp.arrays(np.int8, (8, 2), elements=st.integers(-127, 127)),
-    bright=hnp.arrays(np.bool_, 8),
-)
-def test_a_sum_that_cannot_overflow_is_exact_here(weights, bright):
-    """On any machine: with the largest inputs that there are."""
-    x = np.where(bright, 255, 0).astype(U8)[None]
-    made, layer = weighted(weights)
-    assume(not can_saturate(made, layer, target="x86-avx2"))
-    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert (session.run(None, {"x": x})[0] == x.astype(int) @ weights.astype(int)).all()
-
-
-@needs_onnx
-@pytest.mark.skipif(this_target() != "x86-avx2", reason="this processor adds int8 products exactly")
-def test_a_sum_that_can_overflow_does_so_here_unless_the_session_asks_for_exact_ones():
-    """64 products of 255 and 127: half of what they are."""
-    made, layer = weighted(np.full((64, 1), 127, I8))
-    assert can_saturate(made, layer)
-    content, bright = made.SerializeToString(), np.full((1, 64), 255, U8)
-    fast = open_model(content, SessionOptions(exact_sums=False)).run(bright)
-    assert fast.tolist() == [[32 * 32_767]]
-    assert open_model(content).run(bright).tolist() == [[64 * 255 * 127]]
