@@ -129,7 +129,7 @@ def _saved_us(model: Any, whole: Any, options: SessionOptions) -> dict[str, floa
         float_path, int8_path = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, float_path)
         onnx.save(whole, int8_path)
-        found = audit(int8_path, options, against=float_path)
+        found = audit(int8_path, options, against=float_path, race_settings=None)
     return {
         layer.name: layer.reference_us - layer.time_us
         for layer in found.layers

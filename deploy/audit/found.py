@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.record import Record, SessionOptions
+from deploy.record import Interval, Record, SessionOptions
 
 ONE_CHANNEL = "1-channel Conv"
 
@@ -21,20 +21,24 @@ class AuditedLayer(Record, frozen=True):
     """The pattern that keeps it out of int8; None if it is int8."""
     remedy: str | None
     time_us: float | None
-    """Of its own kernel, from ONNX Runtime's profiler; None if nothing was timed."""
+    """Of its own kernel, from ONNX Runtime's profiler less what that adds; None if nothing was timed."""
     reference_us: float | None
     """The same layer's time in the model it is held against."""
+    slower: bool = False
+    """Whether it took detectably longer than that, each time that the models were opened."""
 
 
 class Times(Record, frozen=True):
-    """Where one model's kernel time goes, in µs a sample, from ONNX Runtime's profiler."""
+    """Where the time of one model goes, in µs a call of one sample."""
 
     total_us: float
+    """A whole call, timed without the profiler."""
     layers_us: float
     """Layers with stored weights."""
     conversions_us: float
     """QuantizeLinear, DequantizeLinear, and changes of layout."""
     other_us: float
+    """All other nodes, and what ONNX Runtime does between them."""
 
 
 class Audit(Record, frozen=True):
@@ -61,6 +65,9 @@ class Audit(Record, frozen=True):
     """Nodes between int8 kernels that compute in float, group by connected group."""
     times: Times | None
     reference_times: Times | None
+    speedup: Interval | None
+    """How many times faster whole calls are than those of ``against``, with its 95 % interval; timed
+    as ``bench`` does, without the profiler. None if they were not timed so."""
     verdict: str
     saturating: tuple[str, ...] = ()
     """Layers in int8 whose weights have a bit more than the fast kernels of this machine add without

@@ -45,7 +45,7 @@ def table(found: Audit) -> list[str]:
     for who, times in ((found.model, found.times), (found.against, found.reference_times)):
         if times is not None:
             lines.append(
-                f"{who}: {times.total_us:.1f} µs in kernels: layers {times.layers_us:.1f}, "
+                f"{who}: {times.total_us:.1f} µs a call: layers {times.layers_us:.1f}, "
                 f"conversions and layout {times.conversions_us:.1f}, other {times.other_us:.1f}"
             )
     if found.saturation:

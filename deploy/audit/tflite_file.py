@@ -51,6 +51,7 @@ def audit_tflite(path: Path, options: SessionOptions) -> Audit:
         float_islands=(),
         times=None,
         reference_times=None,
+        speedup=None,
         verdict=(
             f"{count} of {len(layers)} layers with weights multiply int8 ({share:.1%} of the "
             "MACs), by the types in the file; LiteRT does not tell its kernels or their times: "

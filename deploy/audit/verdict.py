@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from deploy.audit.found import ONE_CHANNEL, Audit, AuditedLayer, Times
 
-_SLOWER = 1.1
-"""Profiled times that differ by less are called equal."""
+_WORTH = 1.1
+"""A speed-up that cannot be this large is none to hope for."""
 
 
 def verdict(found: Audit) -> str:
@@ -21,29 +21,29 @@ def verdict(found: Audit) -> str:
         return coverage
     if found.reference_times is None:
         return f"{coverage}; {_share_of_time(found, found.times)}"
-    ours, theirs = found.times.total_us, found.reference_times.total_us
-    ratio = theirs / ours if ours else 1.0
-    if ratio >= _SLOWER:
+    if found.speedup is None:
+        return coverage
+    value, low, high = found.speedup.value, found.speedup.low, found.speedup.high
+    ratio, other = f"{value:.2f}× [{low:.2f}, {high:.2f}]", found.against
+    if low <= 1.0 < _WORTH <= high:
+        return (
+            f"cannot be told from {other} by its speed here ({ratio}): the noise of this machine hides "
+            f"any difference; {coverage}"
+        )
+    if low > 1.0:
         slow = _slower_in_int8(found)
         lost = f"; slower in int8: {', '.join(n.name for n in slow)}" if slow else ""
         lost += f": try {hint}" if (hint := _layout_hint(slow)) else ""
-        return (
-            f"its kernels take {ratio:.1f}× less time than {found.against}'s here; {coverage}{lost}"
-        )
-    because = _culprit(found, found.times, found.reference_times)
-    end = "will not speed up" if ratio > 1 / _SLOWER else f"is {1 / ratio:.1f}× slower"
-    return f"{end} on this machine, because {because}; {coverage}"
+        return f"is {ratio} as fast as {other} on this machine; {coverage}{lost}"
+    because = _culprit(found, found.times, found.reference_times, grew=high < 1.0)
+    if high < 1.0:
+        ratio = f"{1 / value:.2f}× [{1 / high:.2f}, {1 / low:.2f}]"
+        return f"is {ratio} slower than {other} on this machine, because {because}; {coverage}"
+    return f"will not speed up on this machine ({ratio}), because {because}; {coverage}"
 
 
 def _slower_in_int8(found: Audit) -> list[AuditedLayer]:
-    return [
-        layer
-        for layer in found.layers
-        if layer.int8
-        and layer.time_us is not None
-        and layer.reference_us is not None
-        and layer.time_us > _SLOWER * layer.reference_us
-    ]
+    return [layer for layer in found.layers if layer.int8 and layer.slower]
 
 
 def _layout_hint(slower: Sequence[AuditedLayer]) -> str | None:
@@ -56,10 +56,10 @@ def _layout_hint(slower: Sequence[AuditedLayer]) -> str | None:
     )
 
 
-def _culprit(found: Audit, times: Times, theirs: Times) -> str:
+def _culprit(found: Audit, times: Times, theirs: Times, *, grew: bool) -> str:
     """Name what takes the time that int8 should have saved.
 
-    In a model that became slower that is what grew most, else what takes the largest share.
+    In a model that grew slower that is what grew most, else what takes the largest share.
     """
     total = times.total_us or 1.0
     slower = _slower_in_int8(found)
@@ -86,7 +86,6 @@ def _culprit(found: Audit, times: Times, theirs: Times) -> str:
         for layer in found.layers
         if layer.time_us is not None and not layer.int8
     ]
-    grew = total > _SLOWER * theirs.total_us
     mine, _, told = max(candidates, key=lambda c: c[0] - c[1] if grew else c[0])
     return f"{mine / total:.0%} of the time is {told}"
 
@@ -95,6 +94,6 @@ def _share_of_time(found: Audit, times: Times) -> str:
     total = times.total_us or 1.0
     inside = sum(layer.time_us or 0.0 for layer in found.layers if layer.int8) / total
     return (
-        f"{inside:.0%} of the kernel time is theirs, {times.conversions_us / total:.0%} goes to "
+        f"{inside:.0%} of the time is theirs, {times.conversions_us / total:.0%} goes to "
         "quantizing, dequantizing and changes of layout"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -100,3 +101,13 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def timing_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how much of a timing is done, and end it on SIGTERM; gives what is to be told."""
+    with (
+        ended_by_sigterm(),
+        click.progressbar(length=100, label="timing", file=sys.stderr) as bar,
+    ):
+        yield lambda done, total: bar.update(int(100 * done / total) - bar.pos)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.cli.command import ended_by_sigterm, print_json
+from deploy.cli.command import print_json, timing_bar
 from deploy.cli.options import (
     FILE,
     FILE_OR_FOLDER,
@@ -114,14 +114,9 @@ def _bench_here(
     loose = [model for model in models if not is_bundle(model)]
     require_harmless_models(trust_model, settings.session, *loose)
     with (
-        ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch,
-        click.progressbar(length=100, label="timing", file=sys.stderr) as bar,
+        timing_bar() as advance,
     ):
-
-        def advance(done: int, total: int) -> None:
-            bar.update(int(100 * done / total) - bar.pos)
-
         files, named = to_bench(models, Path(scratch), settings.session)
         measurement = bench(
             files,
@@ -162,7 +157,7 @@ def _ms(value: float) -> str:
 @click.option("--against", type=FILE, help="A second model to time beside it: its float32 form.")
 @trust_model_option
 @threads_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @json_option
 def audit_command(
     model: Path,
@@ -174,6 +169,8 @@ def audit_command(
 ) -> None:
     """Say which layers of MODEL run in int8, why others do not, and where the time goes.
 
+    With --against the last line says how much faster MODEL is, with a 95 % interval, and why not more.
+
     \b
     lightship audit pruned-int8.onnx --against pruned.onnx
     """
@@ -182,7 +179,8 @@ def audit_command(
 
     options = SessionOptions(threads=threads)
     require_harmless_models(trust_model, options, model, against)
-    found = audit(model, options, against=against, seed=seed)
+    with timing_bar() if against else contextlib.nullcontext() as advance:
+        found = audit(model, options, against=against, seed=seed, on_progress=advance)
     if as_json:
         print_json(found)
         return

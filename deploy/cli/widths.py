@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.cli.command import ended_by_sigterm, print_json
+from deploy.cli.command import print_json, timing_bar
 from deploy.cli.options import FILE, json_option
 from deploy.errors import UserError
 
@@ -116,15 +115,12 @@ def _measured_here(given: dict[str, Any]) -> WidthTable:
     from deploy.widths import measure_widths
 
     settings = _settings(given)
-    with (
-        ended_by_sigterm(),
-        click.progressbar(length=100, label="timing", file=sys.stderr) as bar,
-    ):
+    with timing_bar() as advance:
         return measure_widths(
             settings,
             seed=given.get("seed", 0),
             now=datetime.now(timezone.utc),
-            on_progress=lambda done, total: bar.update(int(100 * done / total) - bar.pos),
+            on_progress=advance,
         )
 
 

@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.audit import audit, table
+from deploy.audit.look import _slower
+from deploy.bench import Bench
 from deploy.cli import cli
 from deploy.errors import MissingExtraError, UserError
 from deploy.record import SessionOptions
@@ -134,15 +136,42 @@ def test_nodes_without_names_are_told_apart(write):
     assert found.int8_layers == 3
 
 
+BRIEF = Bench(processes=5, sessions_per_process=1, rounds=1, block_ms=0.1, batch=1)
+
+
 @needs_onnx
-def test_layers_are_timed_beside_those_of_the_other_model(write):
+def test_layers_and_whole_calls_are_timed_beside_those_of_the_other_model(write):
     ours, theirs = write(chain()), write(chain(middle="float"), "float.onnx")
-    found = audit(ours, against=theirs)
+    heard = []
+    found = audit(
+        ours, against=theirs, race_settings=BRIEF, on_progress=lambda *at: heard.append(at)
+    )
     assert all(layer.time_us > 0 and layer.reference_us > 0 for layer in found.layers)
     parts = found.times
-    assert parts.layers_us == pytest.approx(sum(layer.time_us for layer in found.layers))
-    assert parts.total_us == pytest.approx(parts.layers_us + parts.conversions_us + parts.other_us)
+    assert 0 < parts.layers_us <= parts.total_us
+    assert parts.conversions_us > 0
+    assert 0 < found.speedup.low <= found.speedup.value <= found.speedup.high
+    assert heard[-1] == (5, 5)
     assert found.verdict.count("3 of 3 layers run in int8") == 1
+
+
+@needs_onnx
+def test_without_a_race_layers_are_timed_and_no_speed_up_is_claimed(write):
+    ours, theirs = write(chain()), write(chain(middle="float"), "float.onnx")
+    found = audit(ours, against=theirs, race_settings=None)
+    assert all(layer.reference_us > 0 for layer in found.layers)
+    assert found.speedup is None
+    assert found.verdict == "3 of 3 layers run in int8, 100% of the multiply-accumulates"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "slower"),
+    [([2.0, 2.0, 2.0], True), ([2.0, 2.9, 2.0], False), ([2.8, 2.8, 2.8], False), ([], False)],
+    ids=["each time", "not each time", "hardly", "nothing beside it"],
+)
+def test_a_layer_is_slower_where_it_was_so_each_time(theirs, slower):
+    ours = [{"stem": 3.0}] * 3
+    assert _slower(ours, [{"stem": took} for took in theirs], "stem") == slower
 
 
 @needs_onnx
