@@ -56,6 +56,8 @@ _OPENINGS = 3
 _NOISY_HALF_WIDTH = 0.10
 _NOISY_WAIT = 0.02
 _NOISY_UNSTEADY = 0.10
+_NOISY_PACE = 1.2
+"""Processes of one bench do the same work: a quiet machine gives each the same pace within 5 %."""
 
 
 class Bench(Record, frozen=True):
@@ -374,9 +376,21 @@ def noise(environment: Environment, settings: Bench, timed: Sequence[Timed]) -> 
             f"{steady.count(False)} of {len(steady)} sessions never settled "
             f"to within {STEADY_WITHIN:.0%} while warming up"
         )
+    paces = [_pace_ms(process) for process in timed]
+    if max(paces) > _NOISY_PACE * min(paces):
+        said.append(
+            f"this machine changed its pace: the models took {max(paces) / min(paces):.1f} times as long "
+            "in one process as in another, as where others share its cores; speed-ups may be others "
+            "when it is quiet"
+        )
     if environment.governor not in {None, "performance"}:
         said.append(f"the CPU governor is {environment.governor!r}, not 'performance'")
     return said
+
+
+def _pace_ms(process: Timed) -> float:
+    """Return the geometric mean of a process's medians, over all models and their sessions."""
+    return _geometric_mean(np.array([s.p50_ms for model in process.models for s in model]))
 
 
 def _save(inputs: npt.NDArray[Any] | None, path: Path) -> str | None:

@@ -348,16 +348,23 @@ def test_an_interrupt_leaves_no_child_behind(tmp_path, tiny):
 CALM = msgspec.structs.replace(this_environment(), load_average=0.1, cores=2, governor=None)
 
 
-def warned(*, environment=CALM, settings=QUICK, waited=0.0, steady=True, spread=0.0):
+def warned(*, environment=CALM, settings=QUICK, waited=0.0, steady=True, spread=0.0, pace=1.0):
+    """Return what is said of two models in five processes, the last of which took ``pace`` times as long.
+
+    By ``spread`` one model is faster and the other slower, so that it says nothing of the machine.
+    """
     rng = np.random.default_rng(0)
 
-    def session():
-        p50 = float(np.exp(rng.normal(0, spread)))
+    def session(p50):
         return SessionTimes(
             p50_ms=p50, p90_ms=2 * p50, p99_ms=3 * p50, batch_p50_ms=p50, steady=steady
         )
 
-    timed = [Timed(models=((session(),), (session(),)), waited=waited) for _ in range(5)]
+    def process(pace):
+        apart = float(np.exp(rng.normal(0, spread)))
+        return Timed(models=((session(pace * apart),), (session(pace / apart),)), waited=waited)
+
+    timed = [process(1.0), process(1.0), process(1.0), process(1.0), process(pace)]
     opened = [Opened(load_ms=1.0, empty_rss_bytes=1, peak_rss_bytes=2, batch_peak_rss_bytes=3)]
     latencies = [bench_module._latency(i, timed, opened, 1, rng) for i in range(2)]
     return bench_module._warnings(["a.onnx", "b.onnx"], environment, settings, timed, latencies)
@@ -365,6 +372,7 @@ def warned(*, environment=CALM, settings=QUICK, waited=0.0, steady=True, spread=
 
 def test_a_calm_machine_gives_no_warning():
     assert warned() == ()
+    assert warned(pace=1.1) == ()
     assert warned(environment=msgspec.structs.replace(CALM, governor="performance")) == ()
     assert warned(environment=msgspec.structs.replace(CALM, load_average=None)) == ()
 
@@ -383,6 +391,10 @@ def test_a_calm_machine_gives_no_warning():
         ({"waited": 0.3}, "the bench waited 30% of its time for a processor that others held"),
         ({"steady": False}, "10 of 10 sessions never settled to within 5% while warming up"),
         ({"spread": 0.3}, "the speed-up of b.onnx is known to ±"),
+        (
+            {"pace": 1.4},
+            "this machine changed its pace: the models took 1.4 times as long in one process as in",
+        ),
     ],
 )
 def test_each_kind_of_noise_is_said(what, said):
