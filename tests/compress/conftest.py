@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from compress.data.task import Split, Task
+from deploy import bench
 from deploy.preprocess import Cast
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_are_opened_once_for_their_memory():
+    """Spare the runs of this suite two of three processes for each model: what they hear is alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "_OPENINGS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")
