@@ -23,6 +23,7 @@ from typing import IO
 
 import msgspec
 
+from deploy.bundle.opened import is_bundle, open_bundle
 from deploy.errors import UserError
 from deploy.record import Benched, MachineBench
 from deploy.widths import WidthTable, decode_widths
@@ -174,6 +175,7 @@ def bench_on(
     models: Sequence[Path],
     options: Mapping[str, object],
     *,
+    public_key: Path | None = None,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> MachineBench:
     """Time models on another machine, and leave nothing there.
@@ -182,14 +184,20 @@ def bench_on(
         there: the machine.
         models: ONNX files and bundles; they are sent.
         options: those of ``lightship bench``, by name; None and False are not given.
+        public_key: whose signature each model has to bear, a PEM file that stays here; None asks
+            for none.
         on_line: called with each line that the other side says on stderr.
 
     Returns:
         What it measured, with the models named as here.
 
     Raises:
-        UserError: if a file is missing, or ssh, the machine or its lightship fails.
+        UserError: if a file is missing or not signed as asked, or ssh, the machine or its lightship
+            fails.
     """
+    for path in models if public_key is not None else ():
+        if is_bundle(path, public_key=public_key):
+            open_bundle(path, public_key=public_key)
     names = [f"{index}-{path.name or 'model'}" for index, path in enumerate(models)]
     words = [*(f"./{name}" for name in names), *_words(options)]
     answer = _asked(there, "bench", words, dict(zip(names, models, strict=True)), on_line)

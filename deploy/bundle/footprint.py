@@ -1,6 +1,6 @@
 """The memory of a process that opens a bundle and answers once, as a device's program does.
 
-``python -m deploy.bundle.footprint BUNDLE THREADS`` is that process: JSON on stdout.
+``python -m deploy.bundle.footprint BUNDLE THREADS [DIGEST]`` is that process: JSON on stdout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.errors import UserError
+from deploy.bundle.opened import open_bundle
+from deploy.errors import BundleError, UserError
 from deploy.memory import DoesNotFitError, limited_memory, peak_rss_bytes
 from deploy.record import Record
 from deploy.sizes import format_size
@@ -30,13 +31,19 @@ class Footprint(Record, frozen=True):
     """The bundle opened, kept, and asked for one answer."""
 
 
-def footprint(path: Path, *, threads: int | None = None) -> Footprint:
+def footprint(path: Path, *, threads: int | None = None, digest: str | None = None) -> Footprint:
     """Open a bundle in a new process, let it answer one golden sample, and return what that took.
 
+    Args:
+        path: the bundle.
+        threads: threads of one run, in place of the manifest's.
+        digest: the one that the bundle has to have, since it is opened by its path again; it stands
+            for a signature that was checked, whose check would count as the bundle's memory.
+
     Raises:
-        UserError: if the process fails or takes too long.
+        UserError: if the process fails or takes too long, or the bundle is another one by now.
     """
-    words = [str(path.absolute()), str(threads or 0)]
+    words = [str(path.absolute()), str(threads or 0), *([digest] if digest else [])]
     try:
         child = subprocess.run(
             [sys.executable, "-m", "deploy.bundle.footprint", *words],
@@ -55,11 +62,18 @@ def footprint(path: Path, *, threads: int | None = None) -> Footprint:
 
 
 @contextlib.contextmanager
-def fitting(path: Path, limit_bytes: int | None, *, threads: int | None = None) -> Iterator[None]:
+def fitting(
+    path: Path,
+    limit_bytes: int | None,
+    *,
+    threads: int | None = None,
+    public_key: Path | None = None,
+) -> Iterator[None]:
     """Hold this process to a limit while the block opens and runs a bundle.
 
     Raises:
         DoesNotFitError: if that takes more; it says how much.
+        BundleError: if it takes more, and the bundle does not bear the signature asked for.
     """
     try:
         with limited_memory(limit_bytes):
@@ -67,7 +81,9 @@ def fitting(path: Path, limit_bytes: int | None, *, threads: int | None = None) 
     except DoesNotFitError as error:
         if limit_bytes is None:
             raise
-        needed = footprint(path, threads=threads)
+        # The block may have ended before it came to the signature.
+        digest = open_bundle(path, public_key=public_key).digest
+        needed = footprint(path, threads=threads, digest=digest)
         raise DoesNotFitError(
             f"{path}: does not fit into {format_size(limit_bytes)}: opened, and asked for one "
             f"answer, it needed {format_size(needed.peak_rss_bytes)}, of which "
@@ -78,11 +94,14 @@ def fitting(path: Path, limit_bytes: int | None, *, threads: int | None = None) 
 
 def main() -> None:
     """Be the process that is measured."""
-    from deploy.bundle.runtime import load
+    from deploy.bundle.runtime import Runtime
 
-    path, threads = sys.argv[1:]
+    path, threads, *digest = sys.argv[1:]
     empty = peak_rss_bytes()
-    runtime = load(path, threads=int(threads) or None, warm_up=False)
+    bundle = open_bundle(Path(path))
+    if digest not in ([], [bundle.digest]):
+        raise BundleError(f"{path}: is another bundle than the one that was checked")
+    runtime = Runtime(bundle, threads=int(threads) or None, warm_up=False)
     _ = runtime.predict(runtime.bundle.golden.x[:1]).label
     seen = Footprint(empty_rss_bytes=empty, peak_rss_bytes=peak_rss_bytes())
     sys.stdout.buffer.write(msgspec.json.encode(seen))

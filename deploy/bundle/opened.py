@@ -207,15 +207,25 @@ def _needs_what_it_says(name: str, model: bytes, manifest: Manifest) -> bool:
     return (graph.ir_version, graph.opsets) == (needs.ir_version, needs.opsets)
 
 
-def is_bundle(path: Path) -> bool:
-    """Say whether a path looks like a bundle: a folder, or a file that begins as a zip file does."""
+def is_bundle(path: Path, *, public_key: Path | None = None) -> bool:
+    """Say whether a path looks like a bundle: a folder, or a file that begins as a zip file does.
+
+    Raises:
+        BundleError: if it does not, and a signature is asked for.
+    """
     if path.is_dir():
         return True
     try:
         with path.open("rb") as file:
-            return file.read(4) == b"PK\3\4"
+            found = file.read(4) == b"PK\3\4"
     except OSError:  # whoever opens it will say what is wrong
-        return path.suffix == ".lship"
+        found = path.suffix == ".lship"
+    if not found and public_key is not None:
+        raise BundleError(
+            f"{path}: is no bundle, and only a bundle bears a signature; give one that "
+            "lightship bundle --sign made, or leave --public-key out"
+        )
+    return found
 
 
 def file_facts(content: bytes) -> FileFacts:

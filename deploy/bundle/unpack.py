@@ -11,7 +11,11 @@ from deploy.record import Benched, SessionOptions, sha256_of
 
 
 def to_bench(
-    paths: Sequence[Path], scratch: Path, session: SessionOptions = SessionOptions()
+    paths: Sequence[Path],
+    scratch: Path,
+    session: SessionOptions = SessionOptions(),
+    *,
+    public_key: Path | None = None,
 ) -> tuple[list[Path], tuple[Benched, ...]]:
     """Return a model file for each model or bundle, and what was named by it.
 
@@ -19,15 +23,16 @@ def to_bench(
         paths: model files and bundles; bundles are checked whole.
         scratch: a folder that takes the models that come in bundles.
         session: the options that are timed; the number of threads is whoever's who times.
+        public_key: whose signature each of them has to bear; None asks for none.
 
     Raises:
-        UserError: if a file is missing, a bundle is damaged, or a bundle tells session options
-            other than those that are timed.
+        UserError: if a file is missing, a bundle is damaged or not signed as asked, or a bundle
+            tells session options other than those that are timed.
     """
     files, named = [], []
     for index, path in enumerate(paths):
-        if is_bundle(path):
-            bundle = open_bundle(path)
+        if is_bundle(path, public_key=public_key):
+            bundle = open_bundle(path, public_key=public_key)
             shipped = bundle.manifest.session
             wanted = shipped.disabled_optimizers
             if wanted != session.disabled_optimizers:

@@ -108,6 +108,7 @@ def check(
     *,
     baseline: Path | None = None,
     data: Path | None = None,
+    public_key: Path | None = None,
     threads: int | None = None,
     time_limit_s: float = 300.0,
     seed: int = 0,
@@ -121,6 +122,7 @@ def check(
         limits: what is asked.
         baseline: the bundle or ONNX file that it is compared with.
         data: ``.npz`` with labelled samples; None to believe what the bundle says of its run.
+        public_key: whose signature the bundle and the baseline have to bear; None asks for none.
         threads: threads of one run; None for as many as the bundle was measured with, or 1.
         time_limit_s: when no new process is started to tell noise from difference.
         seed: of the order of everything and of the random inputs.
@@ -128,15 +130,17 @@ def check(
         on_progress: called with what is being done.
 
     Raises:
-        UserError: if a file is missing or damaged, nothing is asked, or a limit needs a baseline
+        UserError: if a file is missing, damaged or not signed as asked, nothing is asked, or a limit needs a baseline
             or data that were not given.
     """
     start = time.monotonic()
     say = on_progress or (lambda _: None)
     _require_answerable(limits, baseline)
-    subject = _opened(path, threads)
+    subject = _opened(path, threads, public_key)
     _require_a_share(limits, subject)
-    reference = _opened(baseline, subject.options.threads) if baseline is not None else None
+    reference = None
+    if baseline is not None:
+        reference = _opened(baseline, subject.options.threads, public_key)
     settings = msgspec.structs.replace(
         bench, threads=subject.options.threads, arena=subject.options.arena
     )
@@ -153,7 +157,7 @@ def check(
     if limits.max_peak_memory_bytes is not None:
         findings += _memory(limits.max_peak_memory_bytes, subject, settings, pace, seed=seed)
     timed = [subject] if reference is None else [subject, reference]
-    findings += _times(limits, timed, settings, pace, seed=seed)
+    findings += _times(limits, timed, settings, pace, seed=seed, public_key=public_key)
     return Checked(
         outcome=overall(findings),
         path=str(path),
@@ -187,10 +191,10 @@ def _require_a_share(limits: Limits, subject: _Subject) -> None:
         )
 
 
-def _opened(path: Path, threads: int | None) -> _Subject:
+def _opened(path: Path, threads: int | None, public_key: Path | None) -> _Subject:
     """Return a bundle that has been checked whole, or an ONNX file that opens."""
-    if is_bundle(path):
-        bundle = open_bundle(path)
+    if is_bundle(path, public_key=public_key):
+        bundle = open_bundle(path, public_key=public_key)
         options = bundle.manifest.session
         if threads is not None:
             options = msgspec.structs.replace(options, threads=threads)
@@ -368,9 +372,10 @@ def _memory(
         systematic=0.0,
     )
     if subject.bundle is not None:
+        threads, digest = subject.options.threads, subject.bundle.digest
 
         def peak(_: int) -> int:
-            return footprint(subject.path, threads=subject.options.threads).peak_rss_bytes
+            return footprint(subject.path, threads=threads, digest=digest).peak_rss_bytes
 
         return _until_told([rule], peak, "memory", pace)
     with children([subject.path], settings, seed=seed) as run:
@@ -378,7 +383,13 @@ def _memory(
 
 
 def _times(
-    limits: Limits, asked: Sequence[_Subject], settings: Bench, pace: _Pace, *, seed: int
+    limits: Limits,
+    asked: Sequence[_Subject],
+    settings: Bench,
+    pace: _Pace,
+    *,
+    seed: int,
+    public_key: Path | None,
 ) -> list[Finding]:
     rules = []
     if limits.max_p50_ms is not None:
@@ -408,7 +419,8 @@ def _times(
     if not rules:
         return []
     with tempfile.TemporaryDirectory(prefix="lightship-check-") as scratch:
-        files, _ = to_bench([s.path for s in asked], Path(scratch), settings.session)
+        paths = [subject.path for subject in asked]
+        files, _ = to_bench(paths, Path(scratch), settings.session, public_key=public_key)
         with children(files, settings, seed=seed) as run:
             return _until_told(rules, run.timed, "time", pace)
 

@@ -199,7 +199,8 @@ def selftest_command(
     from deploy.bundle.footprint import fitting
     from deploy.bundle.selftest import selftest
 
-    with fitting(bundle, size_asked("--memory-limit", memory_limit), threads=threads):
+    limit = size_asked("--memory-limit", memory_limit)
+    with fitting(bundle, limit, threads=threads, public_key=public_key):
         found = selftest(bundle, threads=threads, public_key=public_key)
     if as_json:
         print_json(found)

@@ -13,6 +13,7 @@ from deploy.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     json_option,
+    public_key_option,
     require_another,
     require_harmless_models,
     size_asked,
@@ -55,6 +56,7 @@ from deploy.errors import UserError
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--junit", type=FILE, help="Write JUnit XML.")
 @click.option("--markdown", type=FILE, help="Write Markdown (also to $GITHUB_STEP_SUMMARY).")
+@public_key_option
 @trust_model_option
 @json_option
 def check_command(
@@ -68,6 +70,7 @@ def check_command(
     seed: int,
     junit: Path | None,
     markdown: Path | None,
+    public_key: Path | None,
     trust_model: bool,
     as_json: bool,
     **asked: Any,
@@ -103,7 +106,8 @@ def check_command(
         limits = msgspec.convert({**asked, **sizes}, Limits)
     except msgspec.ValidationError as error:
         raise UserError(f"check: {error}") from error
-    loose = [path for path in (bundle, baseline) if path is not None and not is_bundle(path)]
+    given = [path for path in (bundle, baseline) if path is not None]
+    loose = [path for path in given if not is_bundle(path, public_key=public_key)]
     require_harmless_models(trust_model, SessionOptions(threads=threads or 1), *loose)
     with ended_by_sigterm():
         checked = check(
@@ -111,6 +115,7 @@ def check_command(
             limits,
             baseline=baseline,
             data=data,
+            public_key=public_key,
             threads=threads,
             time_limit_s=time_limit,
             seed=seed,

@@ -51,7 +51,9 @@ trust_model_option = click.option(
 
 
 public_key_option = click.option(
-    "--public-key", type=FILE, help="Refuse BUNDLE unless BUNDLE.sig was made with its other half."
+    "--public-key",
+    type=FILE,
+    help="Refuse a bundle unless BUNDLE.sig was made with this key's other half.",
 )
 
 

@@ -65,7 +65,8 @@ def predict_command(
     if (samples is None) == (watch is None):
         raise UserError("predict: give SAMPLES or --watch FOLDER, one of the two")
     found = []
-    with fitting(bundle, size_asked("--memory-limit", memory_limit), threads=threads):
+    limit = size_asked("--memory-limit", memory_limit)
+    with fitting(bundle, limit, threads=threads, public_key=public_key):
         runtime = load(bundle, threads=threads, warm_up=watch is not None, public_key=public_key)
         if watch is not None:
             _predict_as_they_come(runtime, watch, top=top, as_json=as_json)

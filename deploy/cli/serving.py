@@ -13,6 +13,7 @@ from deploy.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     json_option,
+    public_key_option,
 )
 
 # Everything but click is imported inside the commands: --help answers at once.
@@ -65,6 +66,7 @@ from deploy.cli.options import (
 )
 @click.option("--tls-cert", type=FILE, help="PEM certificate, with --tls-key.")
 @click.option("--tls-key", type=FILE, help="Its PEM key, without a password.")
+@public_key_option
 @json_option
 def serve_command(bundles: tuple[Path, ...], as_json: bool, **asked: Any) -> None:
     """Answer for BUNDLES over HTTP, in the Open Inference Protocol v2, until SIGTERM or SIGINT.

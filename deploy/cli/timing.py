@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.cli.command import print_json, timing_bar
+from deploy.cli.command import ended_by_sigterm, print_json, timing_bar
 from deploy.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     arena_option,
     json_option,
     memory_limit_option,
+    public_key_option,
     require_another,
     require_harmless_models,
     size_asked,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(min=1), help="Samples a call for the throughput.")
 @click.option("--processes", type=click.IntRange(min=5), help="Processes to spread sessions over.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@public_key_option
 @trust_model_option
 @memory_limit_option
 @arena_option
@@ -54,6 +56,7 @@ def bench_command(
     remote_command: str,
     ssh_config: Path | None,
     out: Path | None,
+    public_key: Path | None,
     trust_model: bool,
     as_json: bool,
     **asked: Any,
@@ -71,13 +74,17 @@ def bench_command(
 
     require_another("--out", out, *models)
     if host is None:
-        seen = _bench_here(models, trust_model=trust_model, **asked)
+        seen = _bench_here(models, public_key=public_key, trust_model=trust_model, **asked)
     else:
         from deploy.remote import Remote, bench_on
 
         there = Remote(host=host, command=remote_command, ssh_config=ssh_config)
         seen = bench_on(
-            there, models, asked, on_line=lambda line: click.echo(f"{host}: {line}", err=True)
+            there,
+            models,
+            asked,
+            public_key=public_key,
+            on_line=lambda line: click.echo(f"{host}: {line}", err=True),
         )
     if out is not None:
         import msgspec
@@ -97,6 +104,7 @@ def _bench_here(
     *,
     seed: int,
     memory_limit: str | None,
+    public_key: Path | None,
     trust_model: bool,
     **asked: Any,
 ) -> MachineBench:
@@ -111,21 +119,22 @@ def _bench_here(
 
     settings = msgspec.convert({k: v for k, v in asked.items() if v is not None}, Bench)
     limit = size_asked("--memory-limit", memory_limit)
-    loose = [model for model in models if not is_bundle(model)]
+    loose = [model for model in models if not is_bundle(model, public_key=public_key)]
     require_harmless_models(trust_model, settings.session, *loose)
     with (
+        ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch,
-        timing_bar() as advance,
     ):
-        files, named = to_bench(models, Path(scratch), settings.session)
-        measurement = bench(
-            files,
-            settings,
-            seed=seed,
-            names=[str(model) for model in models],
-            memory_limit_bytes=limit,
-            on_progress=advance,
-        )
+        files, named = to_bench(models, Path(scratch), settings.session, public_key=public_key)
+        with timing_bar() as advance:
+            measurement = bench(
+                files,
+                settings,
+                seed=seed,
+                names=[str(model) for model in models],
+                memory_limit_bytes=limit,
+                on_progress=advance,
+            )
     return MachineBench(models=named, measurement=measurement)
 
 

@@ -30,6 +30,7 @@ def serve(
     api_key_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    public_key: Path | None,
     on_ready: Callable[[dict[str, object], list[str]], None],
     warn: Callable[[str], None],
 ) -> None:
@@ -47,7 +48,7 @@ def serve(
     tls = (tls_cert, tls_key) if tls_cert and tls_key else None
     if tls:
         require_certificate(*tls)
-    models = open_models(bundles, threads=threads, max_batch=max_batch)
+    models = open_models(bundles, threads=threads, max_batch=max_batch, public_key=public_key)
     limits = Limits(
         most_waiting=queue,
         deadline_ms=deadline_ms,

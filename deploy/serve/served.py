@@ -150,13 +150,19 @@ class Models:
         return versions[version]
 
 
-def open_models(paths: Iterable[Path], *, threads: int | None, max_batch: int) -> Models:
+def open_models(
+    paths: Iterable[Path], *, threads: int | None, max_batch: int, public_key: Path | None = None
+) -> Models:
     """Open bundles to serve.
 
     Raises:
-        UserError: if one is missing or damaged, or two have the same name and version.
+        UserError: if one is missing, damaged or not signed as asked, or two have the same name and
+            version.
     """
-    return Models(Served(load(path, threads=threads), max_batch=max_batch) for path in paths)
+    return Models(
+        Served(load(path, threads=threads, public_key=public_key), max_batch=max_batch)
+        for path in paths
+    )
 
 
 def why_not_merged(runtime: Runtime, *, max_batch: int) -> str | None:

@@ -5,10 +5,13 @@ import pytest
 from click.testing import CliRunner
 
 from deploy import load
+from deploy.bundle.footprint import fitting, footprint
 from deploy.bundle.opened import open_bundle
 from deploy.cli import cli
 from deploy.errors import BundleError, UserError
+from deploy.memory import DoesNotFitError
 from tests.deploy.bundle import tiny
+from tests.deploy.bundle.test_commands import one_line
 
 pytest.importorskip("cryptography", reason="the extra 'sign' is not installed")
 
@@ -114,9 +117,7 @@ def test_a_changed_list_of_files_is_refused_by_the_signature(signed):
 
 def test_a_changed_file_is_refused(signed):
     bundle, public = signed
-    content = bytearray(bundle.read_bytes())
-    content[100] ^= 1
-    bundle.write_bytes(content)
+    tampered(bundle)
     assert "is damaged" in refusal(bundle, public)
 
 
@@ -139,3 +140,73 @@ def test_keys_that_are_none_are_a_mistake_made_before_any_work(signed, tmp_path)
         assert not (tmp_path / "new.lship").exists()
     with pytest.raises(UserError, match="is no public key"):
         open_bundle(bundle, public_key=tmp_path / "none.pem")
+
+
+COMMANDS = {
+    "serve": ("serve",),
+    "bench": ("bench", "--processes", "5", "--batch", "1"),
+    "bench-elsewhere": ("bench", "--on", "nowhere"),
+    "check": ("check", "--max-size", "1MB"),
+}
+
+
+def tampered(bundle):
+    content = bytearray(bundle.read_bytes())
+    content[100] ^= 1
+    bundle.write_bytes(content)
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda bundle: bundle.with_name("m.lship.sig").unlink(), "is not signed"),
+        (tampered, "is damaged"),
+    ],
+    ids=["unsigned", "tampered"],
+)
+def test_no_command_uses_a_bundle_that_is_not_signed_as_asked(signed, words, change, why):
+    if words == ("serve",):
+        pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
+    bundle, public = signed
+    change(bundle)
+    line = one_line(*words, bundle, "--public-key", public)
+    assert line.startswith(f"error: {bundle}: {why}")
+
+
+@pytest.mark.parametrize("command", ["bench", "check"])
+def test_bench_and_check_take_a_bundle_that_is_signed_as_asked(signed, command):
+    bundle, public = signed
+    result = invoke(*COMMANDS[command], bundle, "--public-key", public)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("words", [("bench",), ("check", "--max-size", "1MB", "--baseline")])
+def test_a_model_by_itself_is_refused_where_a_signature_is_asked_for(signed, words):
+    bundle, public = signed
+    model = bundle.with_name("colours") / "model.onnx"
+    line = one_line(*words, model, bundle, "--public-key", public)
+    assert line.startswith(f"error: {model}: is no bundle, and only a bundle bears a signature")
+
+
+def test_a_baseline_has_to_be_signed_as_the_bundle_is(signed, tmp_path):
+    bundle, public = signed
+    other = make(tmp_path, "other.lship")
+    words = ("check", bundle, "--max-size", "1MB", "--baseline", other, "--public-key", public)
+    assert f"{other}: is not signed" in one_line(*words)
+
+
+def test_what_did_not_fit_is_measured_only_if_it_is_signed_as_asked(signed):
+    bundle, public = signed
+    bundle.with_name("m.lship.sig").unlink()
+    with (
+        pytest.raises(BundleError, match="is not signed"),
+        fitting(bundle, 1 << 40, public_key=public),
+    ):
+        raise DoesNotFitError("before it came to the signature")
+
+
+def test_a_bundle_that_was_exchanged_since_it_was_checked_is_not_measured(signed, tmp_path):
+    other = open_bundle(make(tmp_path, "other.lship", "--name", "other"))
+    with pytest.raises(UserError, match="is another bundle than the one that was checked"):
+        footprint(signed[0], digest=other.digest)

@@ -79,6 +79,15 @@ def test_a_key_that_is_set_and_empty_is_a_mistake(bundles, monkeypatch):
     assert "$LIGHTSHIP_API_KEY: holds no key" in one_line("serve", bundles[0])
 
 
+def test_a_bundle_that_is_signed_as_asked_is_served(serving, tmp_path):
+    pytest.importorskip("cryptography", reason="the extra 'sign' is not installed")
+    from tests.deploy.bundle.test_signature import make, write_keys
+
+    private, public = write_keys(tmp_path / "keys")
+    with serving(make(tmp_path, "m.lship", "--sign", private), "--public-key", public) as server:
+        assert server.ready["models"][0]["name"] == "colours"
+
+
 def test_who_is_reachable_from_outside_is_told_what_that_means(serving, bundles):
     with serving(bundles[0], "--host", "0.0.0.0") as server:  # noqa: S104  # what the test is about
         code, said = server.stop()
