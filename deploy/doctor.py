@@ -21,10 +21,14 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "tomli_w",
     ),
     "report": ("matplotlib", "jinja2"),
-    "images": ("PIL",),
     "litert": ("ai_edge_litert",),
+    "tune": ("optuna",),
+    "cluster": ("ray",),
+    "images": ("PIL",),
+    "serve": ("starlette", "uvicorn", "httptools", "prometheus_client"),
+    "sign": ("cryptography",),
 }
-"""The modules that each extra brings."""
+"""The modules that each extra brings, as pyproject.toml lists them; ``dev`` is for who works on lightship."""
 
 
 class Diagnosis(Record, frozen=True):
@@ -43,10 +47,6 @@ class Diagnosis(Record, frozen=True):
         versions = ", ".join(f"{name} {version}" for name, version in sorted(here.versions.items()))
         memory = f"{here.memory_bytes / 2**30:.1f} GiB"
         kind = f"{scheme.activations.upper()}{scheme.weights.upper()}"
-        extras = [
-            f"{extra}: " + (f"lacks {', '.join(lacks)}" if lacks else "complete")
-            for extra, lacks in self.missing.items()
-        ]
         rows = {
             "processor": f"{here.cpu}, {here.cores} cores, {memory}",
             "instructions": " ".join(here.isa) or "nothing that helps int8",
@@ -54,12 +54,18 @@ class Diagnosis(Record, frozen=True):
             "versions": versions,
             "int8 scheme": f"{kind}, target {here.target}"
             + (", 7-bit weights (reduce_range)" if scheme.reduce_range else ""),
-            "extras": "; ".join(extras),
         }
         return [
             *(f"{name:13} {value}" for name, value in rows.items()),
+            *(f"{'extra':13} {extra}: {_state(extra, self.missing[extra])}" for extra in EXTRAS),
             *(f"{'advice':13} {line}" for line in self.advice),
         ]
+
+
+def _state(extra: str, lacks: tuple[str, ...]) -> str:
+    if not lacks:
+        return "installed"
+    return f"lacks {', '.join(lacks)}; install it with: pip install 'lightship[{extra}]'"
 
 
 def examine() -> Diagnosis:
@@ -73,11 +79,11 @@ def examine() -> Diagnosis:
         environment=environment,
         scheme=SCHEMES[this_target()],
         missing=missing,
-        advice=_advice(environment, missing),
+        advice=_advice(environment),
     )
 
 
-def _advice(environment: Environment, missing: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _advice(environment: Environment) -> tuple[str, ...]:
     advice = []
     if environment.target == "x86-avx2":
         advice.append(
@@ -91,9 +97,4 @@ def _advice(environment: Environment, missing: Mapping[str, tuple[str, ...]]) ->
     busy = environment.load_average
     if busy is not None and busy > environment.cores / 2:
         advice.append(f"the load average is {busy:.1f}: time models when the machine is idle")
-    advice += [
-        f"install what is missing with: pip install 'lightship[{extra}]'"
-        for extra, lacks in missing.items()
-        if lacks
-    ]
     return tuple(advice)
