@@ -15,7 +15,7 @@ from compress.cli.options import (
     recipe_options,
 )
 from compress.shipped import shipped_recipes
-from deploy.cli.command import print_json
+from deploy.cli.command import goes_on_when_repeated, print_json
 from deploy.cli.options import (
     FOLDER,
     json_option,
@@ -133,7 +133,7 @@ def _run(
     from compress.store import Store
 
     command = f"lightship run {name} --seed {recipe.seed} --threads {recipe.bench.threads}"
-    with ConsoleWatcher(variants=1 + len(recipe.variants)) as watcher:
+    with goes_on_when_repeated(), ConsoleWatcher(variants=1 + len(recipe.variants)) as watcher:
         results = pipeline.run(
             recipe,
             out=out,

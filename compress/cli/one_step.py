@@ -51,8 +51,7 @@ def resumable(
         )
     except KeyboardInterrupt:
         how = "goes on where it was" if checkpoint.exists() else "begins anew"
-        click.echo(f"stopped; the same command {how}", err=True)
-        click.get_current_context().exit(130)
+        raise KeyboardInterrupt(f"the same command {how}") from None
     checkpoint.unlink(missing_ok=True)
 
 

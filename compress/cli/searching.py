@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from deploy.cli.command import print_json
+from deploy.cli.command import goes_on_when_repeated, print_json
 from deploy.cli.options import (
     FOLDER,
     json_option,
@@ -79,16 +79,17 @@ def validate(
     def told(name: str, done: int, total: int, fold: Any) -> None:
         click.echo(f"{done}/{total}  {name}: {fold.value:.4f}  {fold.seconds:.1f} s", err=True)
 
-    found = choose(
-        load_candidates(recipes, seed=seed),
-        KFold(folds=folds, repeats=repeats, stratified=stratified)
-        if hold_out is None
-        else HoldOut(fraction=hold_out, repeats=repeats, stratified=stratified),
-        metric=metric,
-        out=out,
-        store=Store(store or out.parent / ".store"),
-        on_fold=told,
-    )
+    with goes_on_when_repeated():
+        found = choose(
+            load_candidates(recipes, seed=seed),
+            KFold(folds=folds, repeats=repeats, stratified=stratified)
+            if hold_out is None
+            else HoldOut(fraction=hold_out, repeats=repeats, stratified=stratified),
+            metric=metric,
+            out=out,
+            store=Store(store or out.parent / ".store"),
+            on_fold=told,
+        )
     if as_json:
         print_json(found)
         return

@@ -66,8 +66,9 @@ class Commands(click.Group):
             raise _OneLine(str(error)) from error
         except click.UsageError as error:
             raise _in_one_line(error) from error
-        except KeyboardInterrupt:
-            click.echo("stopped; what was finished is kept", err=True)
+        except KeyboardInterrupt as stop:
+            # Most commands keep nothing; one that does raises it with what to do.
+            click.echo("; ".join(["stopped", *map(str, stop.args)]), err=True)
             ctx.exit(130)  # 128 + SIGINT, as a shell says it
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -85,6 +86,15 @@ def print_json(value: object) -> None:
     import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+@contextlib.contextmanager
+def goes_on_when_repeated() -> Iterator[None]:
+    """Let Ctrl-C say that what the block has finished is kept, for the same command to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it was") from None
 
 
 @contextlib.contextmanager

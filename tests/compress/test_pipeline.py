@@ -490,6 +490,8 @@ def test_a_run_cut_off_in_training_goes_on_after_its_last_finished_step(data, tm
         child.send_signal(how)
         stdout, stderr = child.communicate(timeout=60)
         assert child.returncode == code
+        said = stderr.endswith("stopped; the same command goes on where it was\n")
+        assert said == (how == signal.SIGINT)
         assert "Traceback" not in stderr
         assert stdout == ""
         assert not (tmp_path / "out/results.json").exists()

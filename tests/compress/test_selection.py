@@ -151,6 +151,17 @@ def test_finished_folds_are_not_trained_again(write, tmp_path, monkeypatch):
     assert len([train for train in trained if train is not None]) == 4 + 1
 
 
+def test_an_interrupted_choice_says_that_the_same_command_goes_on(write, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.selection.baseline", interrupted)
+    words = ["validate", str(write("a")), str(write("b", BAD)), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; the same command goes on where it was\n"
+
+
 def test_the_alternatives_of_one_recipe_are_candidates(write, tmp_path):
     path = write("one", "{ choice = [" + GOOD + ", " + BAD + "] }")
     names = list(load_candidates([path], seed=None))

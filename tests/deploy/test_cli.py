@@ -52,6 +52,17 @@ def test_the_times_of_a_model_are_never_written_over_it(folder):
     assert (folder / "m.onnx").read_bytes() == before
 
 
+def test_an_interrupted_bench_keeps_nothing_and_does_not_say_it_does(folder, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deploy.bench.bench", interrupted)
+    result = invoke("bench", "m.onnx", "--out", "times.json")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "stopped"
+    assert not (folder / "times.json").exists()
+
+
 @pytest.mark.parametrize("more", [["--json"], []])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_is_full_is_one_line(folder, more):
