@@ -28,7 +28,8 @@ def load(
         public_key: a PEM file; a bundle that was not signed with its other half is refused.
 
     Raises:
-        UserError: if nothing is there, or this ONNX Runtime is too old for the model.
+        UserError: if nothing is there, this ONNX Runtime is too old for the model, or ``threads`` is fewer
+            than 1 or more than this machine can use.
         BundleError: if the bundle is damaged, is none, or contradicts itself.
     """
     from deploy.bundle import runtime  # here: importing `deploy` costs nothing

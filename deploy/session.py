@@ -257,12 +257,14 @@ def random_inputs(model: Model, batch: int, *, seed: int) -> npt.NDArray[Any]:
 
 
 def require_startable(threads: int) -> None:
-    """Refuse more threads than a session can use here: thousands of them stall the machine.
+    """Refuse no thread, and more than a session can use here: thousands of them stall the machine.
 
     Raises:
-        UserError: if there are more than ``_THREADS_PER_CORE`` for each core that this process may
-            use.
+        UserError: if there are fewer than one, which ONNX Runtime takes for as many as there are cores,
+            or more than ``_THREADS_PER_CORE`` for each core that this process may use.
     """
+    if threads < 1:
+        raise UserError(f"threads: must be 1 or more, got {threads}; give how many a run may use")
     cores = usable_cores()
     if threads > _THREADS_PER_CORE * cores:
         raise UserError(
@@ -275,7 +277,7 @@ def ort_options(options: SessionOptions) -> ort.SessionOptions:
     """Return the ONNX Runtime options that ``options`` stand for.
 
     Raises:
-        UserError: if there are more threads than make sense on this machine.
+        UserError: if there is no thread, or more than make sense on this machine.
     """
     require_startable(options.threads)
     settings = ort.SessionOptions()
@@ -326,7 +328,7 @@ def open_model(source: Path | bytes, options: SessionOptions = SessionOptions())
         options: how to open it; optimizers are ONNX Runtime's alone.
 
     Raises:
-        UserError: if there are too many threads for this machine, or if the file is missing, is no
+        UserError: if there is no thread or too many for this machine, or if the file is missing, is no
             model that its runtime accepts, has more than one input or output, or has names or
             metadata that do not decode, or is to be mapped and cannot be.
         MissingExtraError: if it is a ``.tflite`` file and LiteRT is not installed.

@@ -33,7 +33,7 @@ from deploy.needs import graph_facts, operator_versions
 from deploy.ort_format import is_ort
 from deploy.packing.packed import PackingError, unpack
 from deploy.record import BundleId, SessionOptions
-from deploy.session import Model, open_model
+from deploy.session import Model, open_model, require_startable
 from deploy.tflite import is_tflite, read_tflite
 
 
@@ -76,7 +76,8 @@ class Bundle:
             threads: threads of one run, in place of the manifest's.
 
         Raises:
-            UserError: if this machine's runtime is older than the model needs.
+            UserError: if this machine's runtime is older than the model needs, or cannot use so many
+                threads.
             MissingExtraError: if it is a LiteRT model and LiteRT is not installed.
             BundleError: if it does not open the model, or the model is not what the manifest says.
         """
@@ -86,6 +87,7 @@ class Bundle:
             self._require("LiteRT", "ai-edge-litert", needs.litert, litert_version())
         options = self.manifest.session
         if threads is not None:
+            require_startable(threads)  # here: it is no fault of the bundle
             options = msgspec.structs.replace(options, threads=threads)
         return self._open(options)
 

@@ -238,6 +238,12 @@ def test_what_stops_onnx_runtime_with_exact_sums_is_opened_with_fast_ones(monkey
         open_model(tiny_onnx.linear(np.eye(3)))
 
 
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_thread_at_all_is_refused(threads):
+    with pytest.raises(UserError, match=rf"^threads: must be 1 or more, got {threads}; give"):
+        open_model(tiny_onnx.linear(np.eye(2)), SessionOptions(threads=threads))
+
+
 def test_four_threads_a_core_are_allowed_and_one_more_is_not():
     most = 4 * usable_cores()
     assert ort_options(SessionOptions(threads=most)).intra_op_num_threads == most

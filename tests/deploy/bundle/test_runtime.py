@@ -10,7 +10,8 @@ import pytest
 from deploy import load
 from deploy.bundle.make import bundle_model
 from deploy.bundle.runtime import Predictions
-from deploy.errors import MissingExtraError, UserError
+from deploy.bundle.selftest import selftest
+from deploy.errors import BundleError, MissingExtraError, UserError
 from tests.deploy import tiny_onnx
 from tests.deploy.bundle import tiny
 
@@ -52,6 +53,18 @@ def test_more_than_one_answer_is_no_single_label(runtime):
 def test_it_says_what_it_is(runtime):
     assert runtime.labels == ("red", "green", "blue")
     assert runtime.metadata.raw.shape == (1, 3)
+
+
+@pytest.mark.parametrize(("threads", "rule"), [(0, "1 or more"), (10**6, "at most")])
+def test_threads_that_no_session_can_have_are_a_mistake_and_no_fault_of_the_bundle(
+    lship, threads, rule
+):
+    for asked in (load, selftest):
+        with pytest.raises(
+            UserError, match=rf"^threads: must be {rule}.* got {threads}; "
+        ) as caught:
+            asked(lship, threads=threads)
+        assert not isinstance(caught.value, BundleError)
 
 
 def test_integers_of_another_width_are_taken_if_no_value_changes(runtime):
