@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 class UserError(Exception):
@@ -39,3 +39,28 @@ def needs_extra(extra: str) -> Iterator[None]:
             f"{error.name} is not installed: this needs the extra '{extra}', "
             f"install it with: pip install 'lightship[{extra}]'"
         ) from error
+
+
+def as_given(text: str, given: Mapping[str, str]) -> str:
+    """Return a text in which files are called as their user calls them.
+
+    Args:
+        text: what names files.
+        given: what the user gave, by the name of the file that stands for it.
+
+    >>> as_given("/scratch/1-a.onnx: is cut off", {"/scratch/1-a.onnx": "a.lship"})
+    'a.lship: is cut off'
+    """
+    for name in sorted(given, key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(name, given[name])
+    return text
+
+
+@contextlib.contextmanager
+def naming_what_was_given(given: Mapping[str, str]) -> Iterator[None]:
+    """Let the errors of the block call files as ``as_given`` does, not by names that nobody gave."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (as_given(str(error), given),)
+        raise

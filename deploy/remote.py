@@ -24,8 +24,8 @@ from typing import IO
 import msgspec
 
 from deploy.bundle.opened import is_bundle, open_bundle
-from deploy.errors import UserError
-from deploy.record import Benched, MachineBench
+from deploy.errors import UserError, as_given, naming_what_was_given
+from deploy.record import MachineBench
 from deploy.widths import WidthTable, decode_widths
 
 _CONNECT_S = 15
@@ -200,8 +200,13 @@ def bench_on(
             open_bundle(path, public_key=public_key)
     names = [f"{index}-{path.name or 'model'}" for index, path in enumerate(models)]
     words = [*(f"./{name}" for name in names), *_words(options)]
-    answer = _asked(there, "bench", words, dict(zip(names, models, strict=True)), on_line)
-    return _named(answer, models, names, there.host)
+    files = dict(zip(names, models, strict=True))
+    given = {name: str(path) for name, path in files.items()}
+    with naming_what_was_given(given):
+        answer = _asked(
+            there, "bench", words, files, on_line=lambda line: on_line(as_given(line, given))
+        )
+    return _named(answer, given, there.host)
 
 
 def widths_on(
@@ -382,8 +387,8 @@ def _why(there: Remote, code: int, last: str, version: str) -> str:
             return f"lightship failed there (exit code {code}): {said}"
 
 
-def _named(answer: bytes, models: Sequence[Path], names: Sequence[str], host: str) -> MachineBench:
-    """Return what was measured, of the models as they are called here."""
+def _named(answer: bytes, given: Mapping[str, str], host: str) -> MachineBench:
+    """Return what was measured, of the models as they are called here, by their names there."""
     try:
         seen = msgspec.json.decode(answer, type=MachineBench)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -391,10 +396,9 @@ def _named(answer: bytes, models: Sequence[Path], names: Sequence[str], host: st
             f"{host}: answered with something else than a measurement ({error}); does its shell "
             "print when it starts?"
         ) from error
-    if [known.path for known in seen.models] != names:
+    if [known.path for known in seen.models] != list(given):
         raise UserError(f"{host}: answered about other models than those that were sent")
-    named: tuple[Benched, ...] = tuple(
-        msgspec.structs.replace(known, path=str(path))
-        for known, path in zip(seen.models, models, strict=True)
-    )
-    return msgspec.structs.replace(seen, models=named)
+    models = tuple(msgspec.structs.replace(known, path=given[known.path]) for known in seen.models)
+    warnings = tuple(as_given(warning, given) for warning in seen.measurement.warnings)
+    measurement = msgspec.structs.replace(seen.measurement, warnings=warnings)
+    return msgspec.structs.replace(seen, models=models, measurement=measurement)

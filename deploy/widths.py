@@ -20,7 +20,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from deploy.bench import SYSTEMATIC, Bench, children, log_p50, noise
-from deploy.errors import UserError, needs_extra
+from deploy.errors import UserError, naming_what_was_given, needs_extra
 from deploy.intervals import bootstrap_mean
 from deploy.machine import SCHEMES, Target, this_environment, this_target
 from deploy.probes import Operator, Positive, Precision, Probe, probe_model
@@ -157,7 +157,8 @@ def measure_widths(
         for operator, precision, width in layers:
             models.append(Path(folder, f"{operator}-{precision}-{width}.onnx"))
             models[-1].write_bytes(probe_model(operator, precision, width, settings.probe, scheme))
-        times = (timing or _timed)(models, bench, seed, on_progress)
+        with naming_what_was_given({str(model.absolute()): model.stem for model in models}):
+            times = (timing or _timed)(models, bench, seed, on_progress)
     intervals = layer_times(np.array(times.log_p50_ms), settings.probe.depth, seed=seed)
     return WidthTable(
         environment=environment,

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.bundle.opened import is_bundle, open_bundle
-from deploy.errors import UserError
+from deploy.errors import UserError, naming_what_was_given
 from deploy.record import Benched, SessionOptions, sha256_of
 
 
+@contextlib.contextmanager
 def to_bench(
     paths: Sequence[Path],
-    scratch: Path,
     session: SessionOptions = SessionOptions(),
     *,
     public_key: Path | None = None,
-) -> tuple[list[Path], tuple[Benched, ...]]:
-    """Return a model file for each model or bundle, and what was named by it.
+) -> Iterator[tuple[list[Path], tuple[Benched, ...]]]:
+    """Yield a model file for each model or bundle, and what was named by it.
+
+    Models that come in bundles lie in a temporary folder as long as the block lasts; its errors name
+    the bundle.
 
     Args:
         paths: model files and bundles; bundles are checked whole.
-        scratch: a folder that takes the models that come in bundles.
         session: the options that are timed; the number of threads is whoever's who times.
         public_key: whose signature each of them has to bear; None asks for none.
 
@@ -29,6 +33,16 @@ def to_bench(
         UserError: if a file is missing, a bundle is damaged or not signed as asked, or a bundle
             tells session options other than those that are timed.
     """
+    with tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch:
+        files, named = _unpacked(paths, Path(scratch), session, public_key)
+        given = {str(file.absolute()): str(path) for file, path in zip(files, paths, strict=True)}
+        with naming_what_was_given(given):
+            yield files, named
+
+
+def _unpacked(
+    paths: Sequence[Path], scratch: Path, session: SessionOptions, public_key: Path | None
+) -> tuple[list[Path], tuple[Benched, ...]]:
     files, named = [], []
     for index, path in enumerate(paths):
         if is_bundle(path, public_key=public_key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -418,11 +417,12 @@ def _times(
         )
     if not rules:
         return []
-    with tempfile.TemporaryDirectory(prefix="lightship-check-") as scratch:
-        paths = [subject.path for subject in asked]
-        files, _ = to_bench(paths, Path(scratch), settings.session, public_key=public_key)
-        with children(files, settings, seed=seed) as run:
-            return _until_told(rules, run.timed, "time", pace)
+    paths = [subject.path for subject in asked]
+    with (
+        to_bench(paths, settings.session, public_key=public_key) as (files, _),
+        children(files, settings, seed=seed) as run,
+    ):
+        return _until_told(rules, run.timed, "time", pace)
 
 
 def _until_told(

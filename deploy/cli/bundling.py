@@ -80,6 +80,7 @@ def bundle_command(
     lightship bundle pruned.onnx --data test.npz -o pruned.lship
     lightship bundle runs/demo --variant int8 --format triton -o repository
     """
+    import dataclasses
     import tempfile
 
     from deploy.bundle.make import Label, bundle_model, bundle_run
@@ -112,7 +113,8 @@ def bundle_command(
             require_harmless_models(trust_model, SessionOptions(), source)
             bundle = bundle_model(source, data, place, label=label, form=kind)
         if form == "triton":
-            place = write_triton(bundle, out or Path("repository"))
+            given = dataclasses.replace(bundle, where=str(source))
+            place = write_triton(given, out or Path("repository"))
     if key is not None:
         write_signature(place, bundle.manifest.name, key)
     if as_json:

@@ -108,8 +108,6 @@ def _bench_here(
     trust_model: bool,
     **asked: Any,
 ) -> MachineBench:
-    import tempfile
-
     import msgspec
 
     from deploy.bench import Bench, bench
@@ -123,18 +121,17 @@ def _bench_here(
     require_harmless_models(trust_model, settings.session, *loose)
     with (
         ended_by_sigterm(),
-        tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch,
+        to_bench(models, settings.session, public_key=public_key) as (files, named),
+        timing_bar() as advance,
     ):
-        files, named = to_bench(models, Path(scratch), settings.session, public_key=public_key)
-        with timing_bar() as advance:
-            measurement = bench(
-                files,
-                settings,
-                seed=seed,
-                names=[str(model) for model in models],
-                memory_limit_bytes=limit,
-                on_progress=advance,
-            )
+        measurement = bench(
+            files,
+            settings,
+            seed=seed,
+            names=[str(model) for model in models],
+            memory_limit_bytes=limit,
+            on_progress=advance,
+        )
     return MachineBench(models=named, measurement=measurement)
 
 

@@ -2,7 +2,14 @@ import importlib
 
 import pytest
 
-from deploy.errors import MissingExtraError, ParityError, UserError, needs_extra
+from deploy.errors import (
+    BundleError,
+    MissingExtraError,
+    ParityError,
+    UserError,
+    naming_what_was_given,
+    needs_extra,
+)
 
 
 def test_a_missing_import_names_the_extra_to_install():
@@ -16,6 +23,13 @@ def test_a_missing_import_names_the_extra_to_install():
 def test_what_else_goes_wrong_inside_keeps_its_own_error():
     with pytest.raises(ZeroDivisionError), needs_extra("report"):
         1 / 0  # noqa: B018  (the point is that it raises)
+
+
+def test_an_error_names_what_was_given_and_keeps_its_kind():
+    given = {"/scratch/1-a.onnx": "a.lship", "/scratch/1-a.onnx.ort": "b.lship"}
+    with pytest.raises(BundleError) as caught, naming_what_was_given(given):
+        raise BundleError("/scratch/1-a.onnx.ort: is not /scratch/1-a.onnx")
+    assert str(caught.value) == "b.lship: is not a.lship"
 
 
 def test_a_missing_extra_is_the_users_to_mend_and_a_broken_promise_is_not():

@@ -21,7 +21,8 @@ import deploy
 from deploy import remote
 from deploy.cli import cli
 from deploy.errors import UserError
-from deploy.record import MachineBench, sha256_of
+from deploy.machine import this_environment
+from deploy.record import Benched, MachineBench, Measurement, SessionOptions, sha256_of
 from deploy.remote import Remote, bench_on
 from deploy.widths import read_widths
 from tests.deploy import tiny_onnx
@@ -171,9 +172,10 @@ def test_a_machine_that_cannot_bench_is_one_line_that_says_why(there, far, model
 def test_what_lightship_refuses_there_is_told_here(there, far, tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"no model")
     with pytest.raises(
-        UserError, match=r"lightship failed there \(exit code 2\).*is no ONNX model"
-    ):
+        UserError, match=r"lightship failed there \(exit code 2\): .*/no\.onnx: is no ONNX model"
+    ) as refused:
         bench_on(there, [tmp_path / "no.onnx"], QUICK)
+    assert str(tmp_path / "no.onnx") in str(refused.value)
     assert list(far.iterdir()) == []
 
 
@@ -305,7 +307,20 @@ def test_a_missing_model_is_refused_before_anyone_is_called(tmp_path):
 @pytest.mark.parametrize("answer", [b"Welcome!\n{}", b"\xff", b"{}"])
 def test_an_answer_that_is_no_measurement_is_one_line(answer, tmp_path):
     with pytest.raises(UserError, match="there: answered with something else"):
-        remote._named(answer, [tmp_path], ["0-x"], "there")
+        remote._named(answer, {"0-x": str(tmp_path)}, "there")
+
+
+def test_a_warning_from_there_names_the_model_as_it_is_called_here():
+    seen = Measurement(
+        environment=this_environment(), session=SessionOptions(), processes=5,
+        sessions_per_process=1, latencies=(), warnings=("the speed-up of 0-m.onnx is known badly",),
+    )  # fmt: skip
+    there = MachineBench(
+        models=(Benched(path="0-m.onnx", sha256="ab" * 32, bundle=None),), measurement=seen
+    )
+    here = remote._named(msgspec.json.encode(there), {"0-m.onnx": "my/m.onnx"}, "there")
+    assert here.models[0].path == "my/m.onnx"
+    assert here.measurement.warnings == ("the speed-up of my/m.onnx is known badly",)
 
 
 def test_options_travel_as_words():

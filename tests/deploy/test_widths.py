@@ -92,6 +92,15 @@ def test_layers_that_were_not_measured_are_one_line():
         worthwhile_widths(table({8: 1.0}), "dense", "int8")
 
 
+def test_a_layer_that_cannot_be_timed_is_named_by_what_it_is():
+    def refuse(models, *_):
+        raise UserError(f"{models[1]}: took too long")
+
+    settings = MeasureWidths(conv=(), dense=(2, 4), precisions=("int8",))
+    with pytest.raises(UserError, match=r"^dense-int8-4: took too long$"):
+        measure_widths(settings, seed=0, now=NOW, timing=refuse)
+
+
 def test_what_slows_a_whole_process_is_no_part_of_an_interval():
     rng = np.random.default_rng(0)
     steady = np.log([[1.0], [2.0]]) + rng.normal(0, 0.001, (2, 10))

@@ -142,3 +142,20 @@ def test_bench_refuses_options_that_it_would_not_time(lship, tmp_path):
     files = rebuilt(lship, replaced("session", exact_sums=False))
     write_container(files, tmp_path / "fast.lship")
     assert "ships with exact_sums false" in invoke("bench", tmp_path / "fast.lship").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("bench",), "takes one sample at a time"),
+        (("bench", "--memory-limit", "1MB", "--batch", "1"), "does not fit into 1 MB"),
+    ],
+)
+def test_what_cannot_be_timed_is_named_as_it_was_given(tmp_path, monkeypatch, words, why):
+    monkeypatch.chdir(tmp_path)
+    model, data = tiny.write_model(tmp_path / "one", tiny.model(batch=1))
+    done("bundle", model, "--data", data, "-o", "one.lship")
+    for given in ("one.lship", "one/model.onnx"):
+        result = invoke(*words, given)
+        assert result.exit_code == 2
+        assert result.stderr.splitlines()[-1].startswith(f"error: {given}: {why}")

@@ -120,10 +120,10 @@ def test_no_damage_to_such_a_bundle_is_accepted(form, request):
         assert changed == data or opened(changed) is None
 
 
-def test_what_is_timed_of_a_litert_bundle_is_its_model(litert, tmp_path):
-    (file,), (named,) = to_bench([litert], tmp_path)
-    assert file.suffix == ".tflite"
-    assert file.read_bytes() == tflite()
+def test_what_is_timed_of_a_litert_bundle_is_its_model(litert):
+    with to_bench([litert]) as ((file,), (named,)):
+        assert file.suffix == ".tflite"
+        assert file.read_bytes() == tflite()
     assert named.sha256 == open_bundle(litert).manifest.files[TFLITE].sha256
 
 

@@ -54,7 +54,7 @@ def run(*words):
     return CliRunner().invoke(cli, [str(word) for word in words])
 
 
-def test_a_packed_bundle_answers_as_any_other_and_says_both_digests(packed, tmp_path):
+def test_a_packed_bundle_answers_as_any_other_and_says_both_digests(packed):
     x, model = tiny.samples().x, tiny.model()
     assert load(packed).predict(x).labels == [tiny.LABELS[i] for i in tiny.samples().y]
     assert selftest(packed).passed
@@ -62,8 +62,8 @@ def test_a_packed_bundle_answers_as_any_other_and_says_both_digests(packed, tmp_
     assert (bundle.model, bundle.model_name) == (model, MODEL)
     assert bundle.manifest.files[PACKED] == file_facts(pack(model))
     assert bundle.manifest.unpacked == file_facts(model)
-    files, (named,) = to_bench([packed], tmp_path)
-    assert files[0].read_bytes() == model
+    with to_bench([packed]) as ((file,), (named,)):
+        assert file.read_bytes() == model
     assert named.sha256 == bundle.model_sha256 == hashlib.sha256(model).hexdigest()
     with zipfile.ZipFile(packed) as plain:
         assert plain.testzip() is None

@@ -14,8 +14,9 @@ from deploy.bundle.opened import open_bundle
 from deploy.bundle.triton import config, write_triton
 from deploy.errors import UserError
 from deploy.session import open_model
+from tests.deploy import tiny_tflite
 from tests.deploy.bundle import tiny
-from tests.deploy.bundle.test_commands import done
+from tests.deploy.bundle.test_commands import done, one_line
 
 WORD = re.compile(r'\s*("(?:[^"\\]|\\.)*"|-?\d+|[A-Za-z_]\w*|[][{}:,])')
 
@@ -156,6 +157,16 @@ def test_a_model_in_ort_format_is_refused(tmp_path):
     bundle = bundle_model(*tiny.write_model(tmp_path / "c"), tmp_path / "m.lship", form="ort")
     with pytest.raises(UserError, match=r"takes ONNX models, this is model\.ort"):
         write_triton(bundle, tmp_path / "repository")
+
+
+def test_a_model_that_triton_does_not_take_is_named_as_it_was_given(tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="the extra 'litert' is not installed")
+    _, data = tiny.write_model(tmp_path)
+    model = tmp_path / "model.tflite"
+    model.write_bytes(tiny_tflite.linear(8 * np.eye(3), metadata=tiny.ABOUT.to_props()))
+    line = one_line("bundle", model, "--data", data, "--format", "triton", "-o", tmp_path / "new")
+    assert line.startswith(f"error: {model}: Triton's ONNX Runtime backend takes ONNX models")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_says_that_preprocessing_stays_with_the_client(tmp_path):
