@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,33 @@ def require_finite(answers: Array, where: str, *, logarithms: bool = False) -> A
             f"look for overflow in the model or NaN in the samples"
         )
     return answers
+
+
+def require_known_truth(answers: Array, y: Array, goal: Goal, *, data: Path, model: str) -> None:
+    """Refuse a truth that the model has no number for.
+
+    Args:
+        answers: of the model to any samples, ``(n, outputs)``.
+        y: the truth about all samples, as ``evaluate`` takes it.
+        goal: the task.
+        data: where ``y`` is from, as the error is to name it.
+        model: the model, alike.
+
+    Raises:
+        UserError: if ``y`` holds a class that the model does not know, or has more or fewer labels
+            or targets than the model.
+    """
+    outputs = answers.shape[1]
+    if goal.task == "classification" and int(y.max()) >= outputs:
+        raise UserError(
+            f"{data}: {model} tells classes 0 to {outputs - 1}, got {int(y.max())} at index "
+            f"{int(y.argmax())} of y; give the data of its own task"
+        )
+    if y.ndim == 2 and y.shape[1] != outputs:
+        raise UserError(
+            f"{data}: {model} gives {outputs} numbers a sample, y has {y.shape[1]}; give the data of "
+            "its own task"
+        )
 
 
 def evaluate(answers: Array, y: Array, goal: Goal = Goal()) -> Evaluation:

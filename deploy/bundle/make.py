@@ -42,7 +42,7 @@ from deploy.bundle.manifest import (
 from deploy.bundle.opened import Bundle, file_facts, open_bundle
 from deploy.errors import UserError
 from deploy.evalset import EvalSet
-from deploy.evaluate import answers_of
+from deploy.evaluate import answers_of, require_known_truth
 from deploy.litert import litert_version
 from deploy.needs import (
     graph_facts,
@@ -158,8 +158,8 @@ def bundle_run(
             arena=results.session.arena,
         ),
     )
-    samples = EvalSet.load(run / "test.npz", results.goal.task)
-    return _make(model, content, samples, known=known, label=label, out=out, form=form)
+    data = run / "test.npz"
+    return _make(model, content, data, results.goal, known=known, label=label, out=out, form=form)
 
 
 def bundle_model(
@@ -182,9 +182,9 @@ def bundle_model(
     """
     name = model.parent.name if model.name in MODELS and model.parent.name else model.stem
     content = _read(model)
-    samples = EvalSet.load(data, open_model(model).metadata.goal.task)
+    goal = open_model(model).metadata.goal
     known = _Known(name=name)
-    return _make(model, content, samples, known=known, label=label, out=out, form=form)
+    return _make(model, content, data, goal, known=known, label=label, out=out, form=form)
 
 
 def _chosen(results: Results, name: str | None, run: Path) -> Variant:
@@ -203,20 +203,22 @@ def _chosen(results: Results, name: str | None, run: Path) -> Variant:
 def _make(
     path: Path,
     content: bytes,
-    samples: EvalSet,
+    data: Path,
+    goal: Goal,
     *,
     known: _Known,
     label: Label,
     out: Path,
     form: Form,
 ) -> Bundle:
+    samples = EvalSet.load(data, goal.task)
     try:
         shipped = _shipped(content, known.session, form)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     model = open_model(shipped.content, known.session)
     model.where = str(path)
-    golden, allowed = _golden(model, samples, quantized=shipped.quantized)
+    golden, allowed = _golden(model, samples, data, quantized=shipped.quantized)
     about = model.metadata
     _require_raw(golden.x, path)
     seed = read_record(path).seed if record_path(path).exists() else None
@@ -313,7 +315,9 @@ def _checked(manifest: Manifest) -> Manifest:
         raise UserError(f"bundle: {error}") from error
 
 
-def _golden(model: Model, samples: EvalSet, *, quantized: bool) -> tuple[golden_room.Golden, float]:
+def _golden(
+    model: Model, samples: EvalSet, data: Path, *, quantized: bool
+) -> tuple[golden_room.Golden, float]:
     """Choose samples and return them with the outputs of the session that ships."""
     classification = model.metadata.goal.task == "classification"
     among = (
@@ -321,7 +325,8 @@ def _golden(model: Model, samples: EvalSet, *, quantized: bool) -> tuple[golden_
         if classification
         else golden_room.at_even_steps(len(samples.y))
     )
-    answers_of(model, samples.x[among])  # refuses what is no answer to the task, and NaN
+    answers = answers_of(model, samples.x[among])  # refuses what is no answer to the task, and NaN
+    require_known_truth(answers, samples.y, model.metadata.goal, data=data, model=model.where)
     scores = model.scores(samples.x[among])
     allowed = golden_room.tolerance(scores, quantized=quantized)
     if classification:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,11 +15,8 @@ from deploy.cli.options import (
     threads_option,
     trust_model_option,
 )
-from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
-if TYPE_CHECKING:
-    from deploy.record import Goal
 
 
 @click.command("evaluate")
@@ -53,7 +50,7 @@ def evaluate_command(
     lightship evaluate int8.onnx --data test.npz --metric f1_macro
     """
     from deploy.evalset import EvalSet
-    from deploy.evaluate import answers_of, compare, evaluate, verdict
+    from deploy.evaluate import answers_of, compare, evaluate, require_known_truth, verdict
     from deploy.goals import bounds, chosen_goal, metric_of, score
     from deploy.record import SessionOptions
     from deploy.session import open_model
@@ -64,7 +61,7 @@ def evaluate_command(
     goal = chosen_goal(opened.metadata.goal, task=task, metric=metric)
     samples = EvalSet.load(data, goal.task)
     answers = answers_of(opened, samples.x, goal)
-    _require_known_truth(samples.y, answers, goal, data=data, model=model)
+    require_known_truth(answers, samples.y, goal, data=data, model=str(model))
     evaluation = evaluate(answers, samples.y, goal)
     comparison = None
     if against is not None:
@@ -86,23 +83,3 @@ def evaluate_command(
         if comparison.agreement is not None:
             told.append(f"same answer on {comparison.agreement:.2%}")
         click.echo(f"{'against':{width}}  {against}: {', '.join(told)}")
-
-
-def _require_known_truth(y: Any, answers: Any, goal: Goal, *, data: Path, model: Path) -> None:
-    """Refuse labels that the model has no score for.
-
-    Raises:
-        UserError: if ``y`` holds a class that the model does not know, or has more or fewer labels
-            or targets than the model.
-    """
-    outputs = answers.shape[1]
-    if goal.task == "classification" and int(y.max()) >= outputs:
-        raise UserError(
-            f"{data}: {model} tells classes 0 to {outputs - 1}, got {int(y.max())} at index "
-            f"{int(y.argmax())} of y; evaluate it on the data of its own task"
-        )
-    if y.ndim == 2 and y.shape[1] != outputs:
-        raise UserError(
-            f"{data}: {model} gives {outputs} numbers a sample, y has {y.shape[1]}; evaluate it on "
-            "the data of its own task"
-        )

@@ -112,7 +112,7 @@ def test_a_label_that_the_model_has_no_score_for_is_refused_however_large(folder
     np.savez(folder / "far.npz", x=np.eye(2, dtype=np.float32), y=[0, 2**40])
     assert refusal("evaluate", "m.onnx", "--data", "far.npz") == (
         "far.npz: m.onnx tells classes 0 to 1, got 1099511627776 at index 1 of y; "
-        "evaluate it on the data of its own task"
+        "give the data of its own task"
     )
 
 

@@ -63,6 +63,21 @@ def test_a_single_model_without_samples_is_told_what_to_give(tmp_path):
     assert "a single model needs --data" in one_line("bundle", model)
 
 
+@pytest.mark.parametrize("label", [3, 2**40])
+def test_labels_that_a_single_model_does_not_know_are_refused_and_nothing_is_written(
+    tmp_path, label
+):
+    model, data = tiny.write_model(tmp_path / "colours")
+    samples = tiny.samples()
+    samples.y[5] = label
+    samples.save(data)
+    assert one_line("bundle", model, "--data", data, "-o", tmp_path / "c.lship") == (
+        f"error: {data}: {model} tells classes 0 to 2, got {label} at index 5 of y; "
+        "give the data of its own task"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["colours"]
+
+
 def test_a_run_has_its_own_samples(run):
     assert "leave it out" in one_line("bundle", run, "--data", run / "test.npz")
 

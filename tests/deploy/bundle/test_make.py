@@ -9,6 +9,7 @@ from deploy.bundle.make import Label, bundle_model, bundle_run
 from deploy.bundle.manifest import Manifest, encode
 from deploy.bundle.opened import open_bundle
 from deploy.errors import UserError
+from deploy.evalset import EvalSet
 from deploy.report.verdict import best_variant
 from tests.deploy import tiny_onnx
 from tests.deploy.bundle import tiny
@@ -120,6 +121,15 @@ def test_labels_that_are_fewer_than_the_scores_are_refused(tmp_path):
     about = msgspec.structs.replace(tiny.ABOUT, labels=("a", "b"))
     with pytest.raises(UserError, match="2 labels but 3 scores"):
         bundle_model(*tiny.write_model(tmp_path, tiny.model(about)), tmp_path / "x.lship")
+
+
+def test_values_of_more_targets_than_the_model_has_are_refused(tmp_path):
+    folder = tiny.bundle_of("regression", tmp_path / "light").parent
+    samples = EvalSet.load(folder / "test.npz", "regression")
+    two = EvalSet(x=samples.x, y=np.repeat(samples.y, 2, axis=1))
+    two.save(folder / "two.npz")
+    with pytest.raises(UserError, match=r"gives 1 numbers a sample, y has 2; give the data"):
+        bundle_model(folder / "model.onnx", folder / "two.npz", tmp_path / "x.lship")
 
 
 def test_a_model_that_answers_nan_is_not_shipped(tmp_path):
