@@ -141,7 +141,10 @@ def check(
     if baseline is not None:
         reference = _opened(baseline, subject.options.threads, public_key)
     settings = msgspec.structs.replace(
-        bench, threads=subject.options.threads, arena=subject.options.arena
+        bench,
+        threads=subject.options.threads,
+        arena=subject.options.arena,
+        batch=1,  # no limit is on more, and not every model takes more
     )
     findings: list[Finding] = []
     if limits.max_size_bytes is not None:

@@ -26,7 +26,7 @@ from deploy.session import open_model
 from tests.deploy import tiny_onnx
 from tests.deploy.bundle import tiny
 
-QUICK = Bench(processes=5, sessions_per_process=1, rounds=2, block_ms=0.2, batch=1)
+QUICK = Bench(processes=5, sessions_per_process=1, rounds=2, block_ms=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,13 @@ def test_a_limit_that_cannot_be_answered_is_one_line(ready, monkeypatch, words, 
     result = invoke("model.lship", *words)
     assert result.exit_code == 2
     assert line in result.stderr.splitlines()[-1]
+
+
+def test_a_model_that_takes_one_sample_at_a_time_is_timed_too(tmp_path):
+    model, data = tiny.write_model(tmp_path, tiny.model(batch=1))
+    bundle_model(model, data, tmp_path / "one.lship")
+    for path in (model, tmp_path / "one.lship"):
+        assert check(path, Limits(max_p50_ms=1e6), bench=QUICK).outcome == "passed"
 
 
 def test_a_baseline_of_another_task_is_no_baseline(ready):
