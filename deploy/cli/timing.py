@@ -82,7 +82,7 @@ def bench_command(
         seen = bench_on(
             there,
             models,
-            asked,
+            {**asked, "trust_model": trust_model},
             public_key=public_key,
             on_line=lambda line: click.echo(f"{host}: {line}", err=True),
         )

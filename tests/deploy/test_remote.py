@@ -323,6 +323,20 @@ def test_a_warning_from_there_names_the_model_as_it_is_called_here():
     assert here.measurement.warnings == ("the speed-up of my/m.onnx is known badly",)
 
 
+def test_every_option_of_a_bench_that_the_other_machine_knows_travels(model, monkeypatch):
+    sent = {}
+
+    def stands_in(there, models, options, **_):
+        sent.update(options)
+        raise UserError("asked")
+
+    monkeypatch.setattr(remote, "bench_on", stands_in)
+    CliRunner().invoke(cli, ["bench", "--on", "pi", "--trust-model", "--threads", "2", str(model)])
+    assert (sent["trust_model"], sent["threads"]) == (True, 2)
+    here_alone = {"models", "host", "remote_command", "ssh_config", "out", "public_key", "as_json"}
+    assert set(sent) == {one.name for one in cli.commands["bench"].params} - here_alone
+
+
 def test_options_travel_as_words():
     asked = {"threads": 2, "batch": None, "arena": False, "mmap": True, "memory_limit": "64MB"}
     assert list(remote._words(asked)) == [
