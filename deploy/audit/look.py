@@ -202,7 +202,6 @@ def _times(
 ) -> Times:
     """Return where the time of a model goes, medians over its openings."""
     between = {node.name for node in running.graph.node if node.op_type in CONVERSIONS | LAYOUT}
-
     calls = statistics.median(one.call_us for one in seen)
     layers = statistics.median(sum(one.values()) for one in layers_us)
     conversions = statistics.median(
