@@ -202,6 +202,9 @@ def activations(
         onnx.save(twin, path)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = (
+            4  # it warns of what nobody can act on; errors are raised as well
+        )
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for part in parts:
             batch = np.ascontiguousarray(x[part], np.float32)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from compress.quantize.calibrate import (
     METHODS,
@@ -225,3 +225,10 @@ def test_every_method_stays_within_what_was_seen(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_network_that_sees_nothing_has_ranges_of_nothing(method):
     assert ranges(np.zeros((3, 8, 8, 2), np.float32), method=method)["to_nchw:0"] == (0, 0)
+
+
+def test_onnx_runtime_says_nothing_while_a_model_is_calibrated(capfd):
+    model = network()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1), "read by nobody"))
+    ranges(images(), model=model)
+    assert capfd.readouterr() == ("", "")
