@@ -42,6 +42,7 @@ from compress.steps import (
     LiteRtStep,
     OnnxStep,
     as_carried_out,
+    check_model,
     distillation_of,
     exported,
     keras_step,
@@ -296,6 +297,7 @@ class _Making:
         if parent is None or not isinstance(stage.step, OnnxStep):
             raise ValueError(f"{stage.name} is not an ONNX stage")
         original, seed = onnx.load(str(parent)), self.recipe.seed
+        check_model(original, stage.step)
         if isinstance(stage.step, QuantizeStatic | QuantizeMixed):
             findings = lint_calibration(original, self.task)
             (folder / _FINDINGS).write_bytes(msgspec.json.encode(findings))

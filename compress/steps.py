@@ -70,7 +70,7 @@ from compress.quantize.aware import (
 )
 from compress.quantize.dynamic import QuantizeDynamic, quantize_dynamic, why_not_dynamic
 from compress.quantize.fold import FoldBatchNorm, fold_batch_norm
-from compress.quantize.layout import Int8Layout, int8_layout
+from compress.quantize.layout import Int8Layout, int8_layout, refuse_unfit_layout
 from compress.quantize.mixed import (
     Mixed,
     OnSearch,
@@ -81,11 +81,13 @@ from compress.quantize.mixed import (
 from compress.quantize.static import (
     QuantizeStatic,
     quantize_static,
+    refuse_unfit_static,
     static_ranges,
     why_not_static,
     with_method,
 )
 from compress.quantize.storage import ToFloat16, WeightOnly, to_float16, weight_only
+from compress.quantize.unfit import refuse_unfit
 from compress.quantize.width_to_depth import why_wide
 from compress.train.fit import History, OnEpoch, TrainingFiles
 from compress.train.teacher import Distillation, Teacher, why_not_hinted, why_not_hinting
@@ -370,6 +372,29 @@ def onnx_step(
         case Int8Layout():
             laid, done = int8_layout(model, step, task, seed=seed, on_timing=on_search)
             return Made(model=laid, step=done)
+        case _:
+            assert_never(step)
+
+
+def check_model(model: Any, step: OnnxStep) -> None:
+    """Refuse an ONNX model that a step cannot take, before anything is calibrated or timed.
+
+    Args:
+        model: a ``ModelProto``.
+        step: the step.
+
+    Raises:
+        UserError: as ``onnx_step`` does of the model, where that takes no sample to see.
+    """
+    match step:
+        case QuantizeStatic():
+            refuse_unfit_static(model, step)
+        case QuantizeMixed():
+            refuse_unfit_static(model, QuantizeStatic())  # all of it in int8 is one of the choices
+        case QuantizeDynamic() | ToFloat16() | WeightOnly():
+            refuse_unfit(model)
+        case Int8Layout():
+            refuse_unfit_layout(model, step)
         case _:
             assert_never(step)
 

@@ -155,11 +155,10 @@ def quantize(
     from compress.export.metadata import load_onnx
     from compress.quantize.lint import lint_calibration
     from compress.quantize.plots import check_plot, plot_search
-    from compress.steps import OnnxStep, onnx_step, reasons_left_alone
+    from compress.steps import OnnxStep, check_model, onnx_step, reasons_left_alone
     from deploy.record import SessionOptions, notes_beside
 
     require_place(out, suffix=".onnx", other_than=model)
-    require_harmless_models(trust_model, SessionOptions(), model)
     asked = {
         "calibration": calibration,
         "percentile": percentile,
@@ -185,8 +184,10 @@ def quantize(
         if kind != "mixed":
             raise UserError(f"--plot: there is a search to draw with --kind mixed, got {kind}")
         check_plot(plot)
-    task, seed = task_asked(options, like=model), options["seed"]
+    require_harmless_models(trust_model, SessionOptions(threads=threads or 1), model)
     original = load_onnx(model)
+    check_model(original, step)
+    task, seed = task_asked(options, like=model), options["seed"]
     for finding in lint_calibration(original, task) if kind in {"static", "mixed"} else ():
         click.echo(f"warning: {finding}", err=True)
     with watching(out, epochs=0) if kind in {"mixed", "layout"} else nullcontext() as watcher:
@@ -306,16 +307,19 @@ def sensitivity_command(
     from compress.quantize.plots import check_plot, plot_sensitivity
     from compress.quantize.sensitivity import sensitivity
     from compress.quantize.static import QuantizeStatic
+    from compress.steps import check_model
     from deploy.record import SessionOptions
 
     if plot is not None:
         check_plot(plot)
     step = checked({"calibration": calibration} if calibration else {}, QuantizeStatic)
     require_harmless_models(trust_model, SessionOptions(threads=threads), model)
+    original = load_onnx(model)
+    check_model(original, step)
     task = task_asked(options, like=model)
     with watching(model, epochs=0) as watcher:
         layers = sensitivity(
-            load_onnx(model),
+            original,
             step,
             task,
             samples=samples,

@@ -15,7 +15,7 @@ from msgspec import Meta
 from compress.data.task import Task
 from compress.quantize.channels_last import spare_transposes, target_of
 from compress.quantize.outputs import outputs_of
-from compress.quantize.width_to_depth import columns_that_fit, width_to_depth
+from compress.quantize.width_to_depth import check_columns, columns_that_fit, width_to_depth
 from deploy.bench import Bench, race
 from deploy.errors import ParityError, UserError
 from deploy.kernels import int8_layers
@@ -117,26 +117,32 @@ def int8_layout(
             columns are to be timed, or as ``width_to_depth`` does.
         ParityError: as ``laid_out`` does, or if an answer changed.
     """
-    if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
-        raise UserError(
-            "int8_layout: the model has no int8 layers between QuantizeLinear and DequantizeLinear; "
-            "quantize it first: lightship quantize --kind static, or quantize_aware in a recipe"
-        )
+    refuse_unfit_layout(model, step)
     columns = step.columns
     if columns == "auto":
-        target = target_of(model)
-        if target not in {None, this_target()}:
-            raise UserError(
-                f"int8_layout: the model is for {target} and this is {this_target()}, whose times say "
-                "nothing of it; say how many columns a layer computes at once, as columns = "
-                "{ conv1 = 4 } in a recipe and --columns conv1=4 on the command line"
-            )
         timed = timing(model, step.threads, seed=seed, on_timing=on_timing)
         columns = dict(columns_by_timing(model, timed))
     made = laid_out(model, columns)
     x = task.validation.x if len(task.validation) else task.calibration.x
     require_same_answers(model, made, x, logarithms=task.kind == "classification")
     return made, msgspec.structs.replace(step, columns=columns)
+
+
+def refuse_unfit_layout(model: Any, step: Int8Layout) -> None:
+    """Raise a UserError for a model that a step cannot lay out, before anything is timed."""
+    if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        raise UserError(
+            "int8_layout: the model has no int8 layers between QuantizeLinear and DequantizeLinear; "
+            "quantize it first: lightship quantize --kind static, or quantize_aware in a recipe"
+        )
+    if step.columns != "auto":
+        check_columns(model, step.columns)
+    elif (target := target_of(model)) not in {None, this_target()}:
+        raise UserError(
+            f"int8_layout: the model is for {target} and this is {this_target()}, whose times say "
+            "nothing of it; say how many columns a layer computes at once, as columns = "
+            "{ conv1 = 4 } in a recipe and --columns conv1=4 on the command line"
+        )
 
 
 def columns_by_timing(model: Any, timed: Callable[[Sequence[Any]], Sequence[float]]) -> Columns:

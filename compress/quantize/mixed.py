@@ -27,6 +27,7 @@ from compress.quantize.sensitivity import LayerSensitivity, sensitivity
 from compress.quantize.static import (
     QuantizeStatic,
     quantize_static,
+    refuse_unfit_static,
     static_ranges,
     why_not_static,
     with_method,
@@ -203,6 +204,7 @@ class _Search:
             raise UserError(
                 "quantize_mixed: needs validation samples to decide on; give more samples"
             )
+        refuse_unfit_static(model, as_static(step, ()))
         static = with_method(model, as_static(step, ()), task)
         self.step = msgspec.structs.replace(step, calibration=static.calibration)
         self.model, self.task, self.seed, self.say = model, task, seed, on_search
@@ -210,10 +212,6 @@ class _Search:
         self.names = tuple(
             f.node.name for f in weighted_nodes(model.graph) if f.node.name not in never
         )
-        if not self.names:
-            raise UserError(
-                "quantize_mixed: needs a Conv, Gemm or MatMul with stored weights, got none"
-            )
         self.all_float, self.all_int8 = frozenset(self.names), frozenset[str]()
         self.ranges = static_ranges(model, static, task)
         self.reference = self._score(model)

@@ -159,7 +159,7 @@ def with_method(model: Any, step: QuantizeStatic, task: Task) -> QuantizeStatic:
     """
     if step.calibration != "auto":
         return step
-    _refuse_unfit_static(model, step)
+    refuse_unfit_static(model, step)
     made = _corrected(model, step, task)
     x = task.calibration.x
     parts = batches(model, x)
@@ -206,15 +206,15 @@ def quantize_static(
             as int8 all the same.
         ParityError: if equalisation changed what the model computes.
     """
-    _refuse_unfit_static(model, step)
+    refuse_unfit_static(model, step)
     made = _corrected(model, step, task)
     if ranges is None:
         ranges = static_ranges(made.model, step, task)
     return _static(made, step, ranges=ranges, learned=learned)
 
 
-def _refuse_unfit_static(model: Any, step: QuantizeStatic) -> None:
-    """Raise a UserError for a model that a static step cannot quantize."""
+def refuse_unfit_static(model: Any, step: QuantizeStatic) -> None:
+    """Raise a UserError for a model that a static step cannot quantize, whatever calibrates it."""
     refuse_unfit(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     if opset < 13:

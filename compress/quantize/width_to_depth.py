@@ -104,6 +104,22 @@ def columns_that_fit(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: columns for name, columns in fits.items() if columns}
 
 
+def check_columns(model: Any, columns: Mapping[str, int]) -> None:
+    """Refuse columns that the layers of a ``ModelProto`` cannot compute at once.
+
+    Raises:
+        UserError: if ``columns_that_fit`` has no such layer, or not this number.
+    """
+    fits = columns_that_fit(model)
+    for name, count in columns.items():
+        if count not in fits.get(name, ()):
+            could = ", ".join(f"{layer} {list(counts)}" for layer, counts in fits.items())
+            raise UserError(
+                f"columns: {name!r} cannot compute {count} columns at once; there are "
+                f"{could or 'no int8 convolutions of few channels'}"
+            )
+
+
 def columns_of(model: Any) -> dict[str, int]:
     """Return how many columns the layers compute at once that ``width_to_depth`` has widened."""
     stored = constants(model.graph)
@@ -133,18 +149,11 @@ def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
         columns: how many columns a layer computes at once, by its name.
 
     Raises:
-        UserError: if ``columns_that_fit`` has no such layer, or not this number.
+        UserError: as ``check_columns`` does.
     """
     if not columns:
         return model
-    fits = columns_that_fit(model)
-    for name, count in columns.items():
-        if count not in fits.get(name, ()):
-            could = ", ".join(f"{layer} {list(counts)}" for layer, counts in fits.items())
-            raise UserError(
-                f"columns: {name!r} cannot compute {count} columns at once; there are "
-                f"{could or 'no int8 convolutions of few channels'}"
-            )
+    check_columns(model, columns)
     twin = type(model)()
     twin.CopyFrom(model)
     for name, count in columns.items():

@@ -82,7 +82,9 @@ def size_asked(option: str, text: str | None) -> int | None:
 def require_harmless_models(trusted: bool, options: SessionOptions, *models: Path | None) -> None:
     """Try models of unknown makers where they can do no harm, unless they are trusted."""
     from deploy.isolation import require_harmless
+    from deploy.session import require_startable
 
+    require_startable(options.threads)  # of a trusted model too, before anything long
     for model in models:
         if model is not None and not trusted:
             require_harmless(model, options)

@@ -11,7 +11,7 @@ import tf_keras
 from click.testing import CliRunner
 
 from compress.cli import cli
-from compress.quantize import mixed
+from compress.quantize import lint, mixed
 from deploy.evalset import EvalSet
 from deploy.session import open_model
 
@@ -467,6 +467,35 @@ def test_a_mistake_is_one_line_with_exit_code_2(data, keras, onnx, int8, test_np
     for name, (command, line) in mistakes(data, keras, onnx, int8, test_npz, tmp_path).items():
         said = one_line(*command)
         assert re.search(line, said), f"{name}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--exclude", "conv9"), "exclude: 'conv9' matches no node"),
+        (("--exclude-type", "Conv"), "exclude_types: the model has no 'Conv'"),
+        (("--kind", "mixed", "--threads", 9999, "--trust-model"), "threads: must be at most"),
+        (("--kind", "layout"), "int8_layout: the model has no int8 layers"),
+    ],
+)
+def test_what_is_cheap_to_see_is_said_before_samples_are_looked_at(
+    words, reason, data, onnx, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lint, "lint_calibration", lambda *_: ("it was looked at",))
+    result = invoke("quantize", onnx, "--data", data, *words, "--out", tmp_path / "out.onnx")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {reason}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("quantize",), ("quantize", "--kind", "mixed"), ("sensitivity",)]
+)
+def test_a_model_that_is_quantized_already_is_refused_in_one_line_alone(command, data, int8):
+    result = invoke(*command, int8, "--data", data)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: model: it is quantized already")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_refused_command_writes_nothing(data, onnx, tmp_path):
