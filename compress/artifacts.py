@@ -169,26 +169,6 @@ def goal_of(path: Path) -> Goal | None:
     return read_record(path).goal if record_path(path).exists() else None
 
 
-def require_place(path: Path, *, suffix: str, other_than: Path | None = None) -> None:
-    """Refuse a place for a result before the work, not after it.
-
-    Raises:
-        UserError: if the path does not end in ``suffix``, is the file that the result is made
-            from, is a folder, or cannot be written.
-    """
-    if path.suffix != suffix:
-        raise UserError(f"--out: must end in {suffix}, got {path}")
-    if other_than is not None and path.resolve() == other_than.resolve():
-        raise UserError(f"--out: {path} is the model itself; give the result a name of its own")
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; give a file")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(
-            f"--out: {path} cannot be written: {parent} is no folder that you may write"
-        )
-
-
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``path`` and give it its name only once it is whole.
 

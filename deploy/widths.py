@@ -27,7 +27,6 @@ from deploy.probes import Operator, Positive, Precision, Probe, probe_model
 from deploy.record import Environment, Interval, Record, SessionOptions
 from deploy.session import require_startable
 
-SUFFIXES = (".svg", ".png", ".pdf")
 _MOST_BYTES = 1 << 24
 
 OnProgress = Callable[[int, int], None]
@@ -305,19 +304,6 @@ def doubts(table: WidthTable, environment: Environment, session: SessionOptions)
         for what, old, new in pairs
         if old != new
     ]
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a file that no picture can be written to, before the work.
-
-    Raises:
-        UserError: if its suffix is none of ``SUFFIXES``.
-        MissingExtraError: if matplotlib is not installed.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--plot: must end in {', '.join(SUFFIXES)}, got {path}")
-    with needs_extra("report"):
-        import matplotlib.figure  # noqa: F401
 
 
 def plot_widths(table: WidthTable, path: Path) -> None:

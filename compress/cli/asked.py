@@ -57,6 +57,12 @@ def task_asked(options: dict[str, Any], *, like: Path | None = None) -> Task:
     return task
 
 
+def file_named(what: str | None) -> Path | None:
+    """Return the file of a ``KIND:PATH``, if it is one; what is read is never written over."""
+    place = Path((what or "").partition(":")[2])
+    return place if place.is_file() else None
+
+
 def _asked_labels(options: dict[str, Any]) -> dict[str, Any]:
     """Return what the options say of labels, as keys of ``[data]``."""
     columns, normal = options["label_column"], options["normal"]

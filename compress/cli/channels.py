@@ -17,7 +17,7 @@ from compress.cli.options import (
     teacher_options,
     trust_option,
 )
-from deploy.cli.options import FILE, json_option
+from deploy.cli.options import FILE, json_option, require_place
 from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
@@ -177,14 +177,14 @@ def _carry_out(
     model: Path, step: Any, out: Path, *, trust_code: bool, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Make the smaller network and its record, and say what was written."""
-    from compress.artifacts import require_place, save_keras
+    from compress.artifacts import save_keras
     from compress.networks import load_keras
     from compress.steps import as_carried_out, epochs_of, keras_step, reasons_left_alone
 
-    require_place(out, suffix=".keras", other_than=model)
+    asked = {"teacher": None, **options}
+    require_place("--out", out, model, asked["teacher"], suffixes=[".keras"])
     task, seed = task_asked(options, like=model), options["seed"]
     original = load_keras(model, trust_code=trust_code)
-    asked = {"teacher": None, **options}
     teacher = teacher_asked(asked, original, trust_code=trust_code)
     epochs = epochs_of(step)
     living = options if epochs else {**options, "restart": False, "tensorboard": None}

@@ -17,7 +17,7 @@ from compress.cli.options import (
     teacher_options,
     trust_option,
 )
-from deploy.cli.options import FILE, json_option
+from deploy.cli.options import FILE, json_option, require_place
 
 # Everything but click is imported inside the command: --help answers at once.
 
@@ -67,12 +67,12 @@ def cluster_command(
     lightship cluster pruned.keras --data mnist-sample --clusters 16 --out clustered.keras
     lightship cluster pruned.keras --data mnist-sample --teacher lenet.keras --epochs 3
     """
-    from compress.artifacts import require_place, save_keras
+    from compress.artifacts import save_keras
     from compress.networks import load_keras
     from compress.prune.clusters import Cluster
     from compress.steps import keras_step, reasons_left_alone, require_kept
 
-    require_place(out, suffix=".keras", other_than=model)
+    require_place("--out", out, model, options["teacher"], suffixes=[".keras"])
     asked = {
         "clusters": clusters,
         "initial": initial,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from compress.cli.asked import checked, fit_asked, task_asked
+from compress.cli.asked import checked, file_named, fit_asked, task_asked
 from compress.cli.one_step import description, resumable, say_done, watching
 from compress.cli.options import (
     data_options,
@@ -16,7 +16,7 @@ from compress.cli.options import (
     out_option,
     trust_option,
 )
-from deploy.cli.options import FILE, json_option
+from deploy.cli.options import FILE, json_option, require_place
 
 # Everything but click is imported inside the command: --help answers at once.
 
@@ -63,12 +63,12 @@ def distill_command(
     lightship distill lenet.keras --data mnist-sample --network mlp --out small.keras
     lightship distill lenet.keras --data mnist-sample --network mlp --weight 0.5 --temperature 2
     """
-    from compress.artifacts import require_place, save_keras
+    from compress.artifacts import save_keras
     from compress.networks import load_keras, parse_network
     from compress.prune.distill import Distill
     from compress.steps import keras_step
 
-    require_place(out, suffix=".keras", other_than=teacher)
+    require_place("--out", out, teacher, file_named(network), suffixes=[".keras"])
     how = {"weight": weight, "temperature": temperature, "hints": dict(hints)}
     chosen = parse_network(network, trust_code=trust_code) if network else None
     asked = {"network": chosen, "train": fit_asked(options), "distill": how}

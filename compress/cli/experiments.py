@@ -19,6 +19,7 @@ from deploy.cli.command import goes_on_when_repeated, print_json
 from deploy.cli.options import (
     FOLDER,
     json_option,
+    require_folder,
 )
 from deploy.errors import needs_extra
 
@@ -127,6 +128,8 @@ def _run(
     tensorboard: Path | None = None,
 ) -> None:
     """Carry a recipe out, print its table and its verdict, and say where the report is."""
+    require_folder("--out", out)
+    require_folder("--store", store)
     with needs_extra("compress"):
         from compress import pipeline
     from compress.progress import ConsoleWatcher, print_table

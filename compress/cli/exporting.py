@@ -20,6 +20,7 @@ from compress.cli.options import (
 from deploy.cli.options import (
     FILE,
     json_option,
+    require_place,
 )
 from deploy.errors import UserError
 
@@ -76,11 +77,11 @@ def export(
 def _export_tflite(
     model: Path, form: str, out: Path, options: dict[str, Any], *, trust_code: bool, json: bool
 ) -> None:
-    from compress.artifacts import require_place, save_tflite
+    from compress.artifacts import save_tflite
     from compress.networks import load_keras
     from compress.steps import LiteRtStep, litert_step, reasons_left_alone
 
-    require_place(out, suffix=".tflite", other_than=model)
+    require_place("--out", out, model, suffixes=[".tflite"])
     step = checked({"kind": "litert", "form": form}, LiteRtStep)
     task = task_asked(options, like=model)
     content = litert_step(load_keras(model, trust_code=trust_code), step, task)
@@ -98,13 +99,13 @@ def _export_onnx(
     trust_code: bool,
     json: bool,
 ) -> None:
-    from compress.artifacts import require_place, save_onnx
+    from compress.artifacts import save_onnx
     from compress.export.proven import Export
     from compress.export.proven import export as proven_export
     from compress.networks import load_keras
     from compress.steps import PARITY_SAMPLES
 
-    require_place(out, suffix=".onnx", other_than=model)
+    require_place("--out", out, model, suffixes=[".onnx"])
     settings = checked({"opset": opset} if opset is not None else {}, Export)
     task = task_asked(options, like=model)
     exported = proven_export(

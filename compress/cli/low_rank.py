@@ -19,7 +19,7 @@ from compress.cli.options import (
     teacher_options,
     trust_option,
 )
-from deploy.cli.options import FILE, json_option
+from deploy.cli.options import FILE, json_option, require_place
 from deploy.errors import UserError
 
 # Everything but click is imported inside the command: --help answers at once.
@@ -73,12 +73,12 @@ def low_rank_command(
     lightship low-rank lenet.keras --data mnist-sample --kept 0.9 --out thin.keras
     lightship low-rank lenet.keras --data mnist-sample --speedup 1.5 --fine-tune --epochs 3
     """
-    from compress.artifacts import require_place, save_keras
+    from compress.artifacts import save_keras
     from compress.networks import load_keras
     from compress.prune.low_rank import LowRank
     from compress.steps import epochs_of, keras_step, reasons_left_alone
 
-    require_place(out, suffix=".keras", other_than=model)
+    require_place("--out", out, model, options["teacher"], suffixes=[".keras"])
     asked = {
         "by": _asked_by(kept, rank, speedup, threads),
         "skip": skip,

@@ -26,6 +26,7 @@ from compress.cli.options import (
 from deploy.cli.options import (
     FILE,
     json_option,
+    require_place,
 )
 from deploy.errors import UserError
 
@@ -71,13 +72,13 @@ def prune(
     lightship prune lenet.keras --data mnist-sample --final-sparsity 0.98 --budget lamp
     lightship prune lenet.keras --data mnist-sample --price-per-bit 0.1 --out coded.keras
     """
-    from compress.artifacts import require_place, save_keras
+    from compress.artifacts import save_keras
     from compress.networks import load_keras
     from compress.prune.entropy import EntropyPrune
     from compress.prune.magnitude import MagnitudePrune
     from compress.steps import keras_step, reasons_left_alone
 
-    require_place(out, suffix=".keras", other_than=model)
+    require_place("--out", out, model, options["teacher"], suffixes=[".keras"])
     asked: dict[str, Any] = {
         "skip": skip,
         "fine_tune": fit_asked(options),

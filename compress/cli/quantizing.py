@@ -26,6 +26,8 @@ from deploy.cli.options import (
     FILE,
     json_option,
     require_harmless_models,
+    require_picture,
+    require_place,
     trust_model_option,
 )
 from deploy.errors import UserError
@@ -151,14 +153,14 @@ def quantize(
     lightship quantize pruned-int8.onnx --data mnist-sample --kind layout --out faster-int8.onnx
     lightship quantize pruned.onnx --data mnist-sample --weight-bits 4 --correct rounding --out int4.onnx
     """
-    from compress.artifacts import replace_file, require_place, save_onnx
+    from compress.artifacts import replace_file, save_onnx
     from compress.export.metadata import load_onnx
     from compress.quantize.lint import lint_calibration
-    from compress.quantize.plots import check_plot, plot_search
+    from compress.quantize.plots import plot_search
     from compress.steps import OnnxStep, check_model, onnx_step, reasons_left_alone
     from deploy.record import SessionOptions, notes_beside
 
-    require_place(out, suffix=".onnx", other_than=model)
+    require_place("--out", out, model, suffixes=[".onnx"])
     asked = {
         "calibration": calibration,
         "percentile": percentile,
@@ -180,10 +182,9 @@ def quantize(
     name = names.get(kind, f"quantize_{kind.replace('-', '_')}")
     _refuse_options_of_other_kinds(given, kind, name)
     step = checked({"kind": name, **given}, OnnxStep)
-    if plot is not None:
-        if kind != "mixed":
-            raise UserError(f"--plot: there is a search to draw with --kind mixed, got {kind}")
-        check_plot(plot)
+    if plot is not None and kind != "mixed":
+        raise UserError(f"--plot: there is a search to draw with --kind mixed, got {kind}")
+    require_picture("--plot", plot, model, out)
     require_harmless_models(trust_model, SessionOptions(threads=threads or 1), model)
     original = load_onnx(model)
     check_model(original, step)
@@ -304,14 +305,13 @@ def sensitivity_command(
     """
     from compress.artifacts import replace_file
     from compress.export.metadata import load_onnx
-    from compress.quantize.plots import check_plot, plot_sensitivity
+    from compress.quantize.plots import plot_sensitivity
     from compress.quantize.sensitivity import sensitivity
     from compress.quantize.static import QuantizeStatic
     from compress.steps import check_model
     from deploy.record import SessionOptions
 
-    if plot is not None:
-        check_plot(plot)
+    require_picture("--plot", plot, model)
     step = checked({"calibration": calibration} if calibration else {}, QuantizeStatic)
     require_harmless_models(trust_model, SessionOptions(threads=threads), model)
     original = load_onnx(model)

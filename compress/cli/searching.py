@@ -12,6 +12,7 @@ from deploy.cli.command import goes_on_when_repeated, print_json
 from deploy.cli.options import (
     FOLDER,
     json_option,
+    require_folder,
 )
 from deploy.errors import needs_extra
 
@@ -75,6 +76,8 @@ def validate(
         )
     from compress.store import Store
     from compress.train.validate import HoldOut, KFold
+
+    require_folder("--out", out)
 
     def told(name: str, done: int, total: int, fold: Any) -> None:
         click.echo(f"{done}/{total}  {name}: {fold.value:.4f}  {fold.seconds:.1f} s", err=True)
@@ -147,6 +150,7 @@ def tune(
 
     asked = load_search_recipe(recipe, trials=trials, minutes=minutes, seed=seed)
     folder = out or Path("runs") / f"{asked.example.name}-search"
+    require_folder("--out", folder)
     place = _trial_places(workers, cluster)
     watcher = SearchWatcher()
     found = tune_recipe(asked, out=folder, workers=place, on_trial=watcher.trial_ended)

@@ -10,6 +10,7 @@ import click
 
 from compress.cli.asked import (
     cluster_asked,
+    file_named,
     fit_asked,
     task_asked,
 )
@@ -26,8 +27,9 @@ from deploy.cli.command import print_json
 from deploy.cli.options import (
     FILE,
     json_option,
+    require_picture,
+    require_place,
 )
-from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
 
@@ -59,13 +61,13 @@ def train(network: str, trust_code: bool, out: Path, as_json: bool, **options: A
     lightship train --data diabetes --task regression --network mlp --batch-size 32
     lightship train --data mnist-sample --network lenet_5 --local-workers 2 --out lenet.keras
     """
-    from compress.artifacts import require_place, save_keras
+    from compress.artifacts import save_keras
     from compress.baseline import baseline, baseline_step, with_weights
     from compress.networks import parse_network
     from compress.plan import TRAINING_CODE, training_key
     from compress.train.distribute import WorkerLostError, begin_again, joined
 
-    require_place(out, suffix=".keras")
+    require_place("--out", out, file_named(network), suffixes=[".keras"])
     chosen, fit, seed = (
         parse_network(network, trust_code=trust_code),
         fit_asked(options),
@@ -133,8 +135,7 @@ def find_learning_rate(
     from compress.train.find_rate import draw_rate_curve, find_learning_rate
     from compress.train.trainable import network_for
 
-    if out is not None and out.suffix not in {".svg", ".png", ".pdf"}:
-        raise UserError(f"--out: must end in .svg, .png or .pdf, got {out}")
+    require_picture("--out", out)
     chosen, fit = parse_network(network, trust_code=trust_code), fit_asked(options)
     task, seed = task_asked(options), options["seed"]
     model = network_for(task, chosen, seed=seed)
@@ -164,6 +165,7 @@ def evalset(out: Path, **options: Any) -> None:
     from compress.artifacts import replace_file
     from deploy.evalset import EvalSet
 
+    require_place("--out", out, file_named(options["source"]))
     test = task_asked(options).test
     replace_file(out, EvalSet(x=test.raw, y=test.y).save)
     click.echo(f"{out}  {len(test):,} samples")

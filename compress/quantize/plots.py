@@ -8,22 +8,7 @@ from typing import Any
 
 from compress.quantize.mixed import Mixed
 from compress.quantize.sensitivity import LayerSensitivity
-from deploy.errors import UserError, needs_extra
-
-SUFFIXES = (".svg", ".png", ".pdf")
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a file that no picture can be written to, before the work.
-
-    Raises:
-        UserError: if its suffix is none of ``SUFFIXES``.
-        MissingExtraError: if matplotlib is not installed.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--plot: must end in {', '.join(SUFFIXES)}, got {path}")
-    with needs_extra("report"):
-        import matplotlib.figure  # noqa: F401
+from deploy.errors import needs_extra
 
 
 def plot_search(search: Mixed, path: Path) -> None:

@@ -15,6 +15,7 @@ from deploy.cli.options import (
     memory_limit_option,
     public_key_option,
     require_harmless_models,
+    require_place,
     size_asked,
     threads_option,
     trust_model_option,
@@ -162,8 +163,7 @@ def convert_command(model: Path, out: Path, trust_model: bool, as_json: bool) ->
     from deploy.ort_format import required_operators, to_ort
     from deploy.record import SessionOptions
 
-    if out.suffix != ".ort":
-        raise UserError(f"--out: must end in .ort, got {out}")
+    require_place("--out", out, model, suffixes=[".ort"])
     if not model.is_file():
         raise UserError(f"{model}: no such file; give an ONNX model")
     require_harmless_models(trust_model, SessionOptions(), model)

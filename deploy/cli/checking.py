@@ -14,8 +14,8 @@ from deploy.cli.options import (
     FILE_OR_FOLDER,
     json_option,
     public_key_option,
-    require_another,
     require_harmless_models,
+    require_place,
     size_asked,
     trust_model_option,
 )
@@ -96,8 +96,8 @@ def check_command(
     from deploy.check.run import check
     from deploy.record import SessionOptions
 
-    require_another("--junit", junit, bundle, baseline, data)
-    require_another("--markdown", markdown, bundle, baseline, data, junit)
+    require_place("--junit", junit, bundle, baseline, data)
+    require_place("--markdown", markdown, bundle, baseline, data, junit)
     sizes = {
         "max_size_bytes": size_asked("--max-size", max_size),
         "max_peak_memory_bytes": size_asked("--max-peak-memory", max_peak_memory),

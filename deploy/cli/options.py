@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,19 +58,83 @@ public_key_option = click.option(
 )
 
 
-def require_another(option: str, place: Path | None, *taken: Path | None) -> None:
-    """Refuse a place for a result that something else has: what is read, or another result.
+def require_place(
+    option: str, place: Path | None, *taken: Path | None, suffixes: Sequence[str] = ()
+) -> None:
+    """Refuse a place for a result before the work, not after it.
+
+    Args:
+        option: what names the place.
+        place: None is no place, which is fine.
+        taken: what is read, and the places of other results; of a folder all that is in it, of a
+            model its record too.
+        suffixes: what the name may end in; with none, in anything.
 
     Raises:
-        UserError: if ``place`` is one of those ``taken``, or lies in one that is a folder.
+        UserError: if the name ends otherwise, the place is taken or is no file, or none can be made
+            there.
     """
     from deploy.errors import UserError
+    from deploy.record import record_path
 
-    all_taken = {path.resolve() for path in taken if path}
-    if place is not None and all_taken & {place.resolve(), *place.resolve().parents}:
+    if place is None:
+        return
+    if suffixes and place.suffix not in suffixes:
+        raise UserError(f"{option}: must end in {', '.join(suffixes)}, got {place}")
+    has = {path.resolve() for one in taken if one for path in (one, record_path(one))}
+    if has & {place.resolve(), *place.resolve().parents}:
         raise UserError(
             f"{option}: {place} is taken: it is what is read, or another result; name another file"
         )
+    if place.exists() and not place.is_file():
+        what = "folder" if place.is_dir() else "device, a pipe or a socket"
+        raise UserError(f"{option}: {place} is a {what}; name a file")
+    _require_writable(option, place, place.parent)
+
+
+def require_folder(option: str, place: Path) -> None:
+    """Refuse a folder for results in which no file can be made, before the work, not after it.
+
+    Raises:
+        UserError: if none can be made there.
+    """
+    _require_writable(option, place, place)
+
+
+def _require_writable(option: str, place: Path, folder: Path) -> None:
+    """Raise a UserError if no file can be made in a folder, or in the one where it will be made."""
+    import tempfile
+
+    from deploy.errors import UserError
+
+    absolute = folder.absolute()
+    there = next(one for one in (absolute, *absolute.parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass  # permissions alone do not tell: file systems differ
+    except OSError as error:
+        raise UserError(
+            f"{option}: {place} cannot be written: {there} takes no file ({error.strerror}); name "
+            "another place"
+        ) from error
+
+
+require_another = require_place  # as cli/timing.py calls it
+
+
+def require_picture(option: str, place: Path | None, *taken: Path | None) -> None:
+    """Refuse a place for a picture, as ``require_place`` does, before there is something to draw.
+
+    Raises:
+        UserError: as ``require_place`` does.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    from deploy.errors import needs_extra
+
+    require_place(option, place, *taken, suffixes=(".svg", ".png", ".pdf"))
+    if place is not None:
+        with needs_extra("report"):
+            import matplotlib.figure  # noqa: F401  # drawing comes last; what it needs is asked first
 
 
 def size_asked(option: str, text: str | None) -> int | None:

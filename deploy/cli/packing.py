@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from deploy.cli.command import print_json
-from deploy.cli.options import FILE, json_option, require_another, size_asked
+from deploy.cli.options import FILE, json_option, require_place, size_asked
 from deploy.errors import UserError
 
 # Everything but click is imported inside the commands: --help answers at once.
@@ -41,7 +41,7 @@ def pack_command(model: Path, out: Path | None, sizes: bool, as_json: bool) -> N
     except UserError as error:
         why_not_onnx = error  # any bytes may be packed
     place = out or (Path(f"{model}.lsp") if why_not_onnx else model.with_suffix(".lsp"))
-    require_another("--out", place, model)
+    require_place("--out", place, model)
     if why_not_onnx:
         click.echo(f"note: {model} {why_not_onnx}: packed as plain bytes", err=True)
     packed = pack(content)
@@ -78,7 +78,7 @@ def unpack_command(packed: Path, out: Path | None, max_size: str | None, as_json
     most_bytes = size_asked("--max-size", max_size) or LARGEST_MODEL
     model = unpack(_read(packed), str(packed), most_bytes)
     place = out or _unpacked_name(packed)
-    require_another("--out", place, packed)
+    require_place("--out", place, packed)
     if out is None and place.is_file() and _read(place) != model:
         raise UserError(f"{place}: is there and holds something else; say where it goes with --out")
     write_whole(place, model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy.cli.command import print_json, timing_bar
-from deploy.cli.options import FILE, json_option
+from deploy.cli.options import FILE, json_option, require_picture, require_place
 from deploy.errors import UserError
 
 # Everything but click is imported inside the command: --help answers at once.
@@ -75,10 +75,10 @@ def widths_command(
     lightship widths --from pi4-widths.json --plot pi4.svg
     """
     from deploy.bundle.container import write_whole
-    from deploy.widths import check_plot, plot_widths, read_widths
+    from deploy.widths import plot_widths, read_widths
 
-    if plot is not None:
-        check_plot(plot)
+    require_place("--out", out, table)
+    require_picture("--plot", plot, table, out)
     given = {name: value for name, value in asked.items() if value is not None}
     if table is not None:
         if host is not None or given:

@@ -498,6 +498,40 @@ def test_a_model_that_is_quantized_already_is_refused_in_one_line_alone(command,
     assert result.stderr.count("\n") == 1
 
 
+def test_what_is_read_is_never_written_over(data, keras, onnx, folder):
+    source = folder / "sides.npz"
+    for words, taken in (
+        (("prune", keras, "--data", data, "--teacher", keras, "--out", keras), keras),
+        (("distill", keras, "--data", data, "--network", f"keras:{keras}", "--out", keras), keras),
+        (("train", "--data", data, "--network", f"keras:{keras}", "--out", keras), keras),
+        (("quantize", onnx, "--data", data, "--out", onnx), onnx),
+        (("evalset", "--data", data, "--out", source), source),
+    ):
+        before = taken.read_bytes()
+        assert one_line(*words).startswith(f"error: --out: {taken} is taken")
+        assert taken.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words", [("quantize", "--kind", "mixed"), ("sensitivity",)], ids=lambda words: words[0]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(words, data, keras, onnx):
+    result = invoke(*words, onnx, "--data", data, "--plot", keras / "a.svg")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        f"error: --plot: {keras / 'a.svg'} cannot be written: {keras} takes"
+    )
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--out", "--store"])
+def test_a_run_folder_that_cannot_be_made_is_refused_before_anything_is_trained(option, keras):
+    result = invoke("run", "demo", option, keras / "run")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {option}: {keras / 'run'} cannot be written")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_refused_command_writes_nothing(data, onnx, tmp_path):
     out = tmp_path / "out.onnx"
     one_line("quantize", onnx, "--data", data, "--exclude", "conv9", "--out", out)

@@ -1,6 +1,7 @@
 """The device's commands given what no command can do: one line, exit code 2."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli import cli
+from deploy.cli.options import require_place
+from deploy.errors import UserError
 from deploy.machine import this_environment, usable_cores
 from deploy.record import Interval, Latency, Measurement, SessionOptions
 from tests.deploy import tiny_onnx
@@ -61,6 +64,58 @@ def test_an_interrupted_bench_keeps_nothing_and_does_not_say_it_does(folder, mon
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "stopped"
     assert not (folder / "times.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("a.txt", "must end in .onnx, .ort, got a.txt"),
+        ("m.onnx", "m.onnx is taken"),
+        ("link.onnx", "link.onnx is taken"),
+        ("bundle/a.onnx", "bundle/a.onnx is taken"),
+        ("folder.onnx", "folder.onnx is a folder; name a file"),
+        ("set.npz/a.onnx", "set.npz takes no file (Not a directory)"),
+    ],
+)
+def test_a_place_that_no_result_can_go_to_is_refused_with_the_reason(folder, place, says):
+    (folder / "link.onnx").symlink_to("m.onnx")
+    for name in ("bundle", "folder.onnx"):
+        (folder / name).mkdir()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=re.escape(says)):
+        require_place(
+            "--out", Path(place), Path("m.onnx"), None, Path("bundle"), suffixes=[".onnx", ".ort"]
+        )
+    require_place("--out", Path("new/folder/a.onnx"), Path("m.onnx"), suffixes=[".onnx", ".ort"])
+    require_place("--out", None, Path("m.onnx"), suffixes=[".onnx"])
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_record_of_a_model_is_as_taken_as_the_model(folder):
+    with pytest.raises(UserError, match=r"m\.onnx\.json is taken"):
+        require_place("--out", Path("m.onnx.json"), Path("m.onnx"))
+
+
+def test_a_place_where_the_system_lets_nobody_write_is_refused(folder, monkeypatch):
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(
+        UserError, match=r"a\.json cannot be written: .* \(Permission denied\); name"
+    ):
+        require_place("--out", Path("a.json"))
+
+
+def test_a_conversion_is_never_written_over_its_model(folder):
+    Path("m.onnx").rename("m.ort")
+    assert refusal("convert", "m.ort", "-o", "m.ort").startswith("--out: m.ort is taken")
+
+
+def test_where_a_table_of_widths_goes_is_looked_at_before_it_is_measured(folder):
+    assert refusal("widths", "--out", "m.onnx/t.json").startswith("--out: m.onnx/t.json cannot be")
+    line = refusal("widths", "--from", "t.json", "--plot", "m.onnx/t.svg")
+    assert line.startswith("--plot: m.onnx/t.svg cannot be")
 
 
 @pytest.mark.parametrize("more", [["--json"], []])

@@ -96,7 +96,7 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
     os.mkfifo(pipe)
     told = run("pack", model, "-o", pipe)
     assert (told.exit_code, told.output.count("\n")) == (2, 1)
-    assert f"{pipe}: is a device, a pipe or a socket; name a file" in told.output
+    assert f"{pipe} is a device, a pipe or a socket; name a file" in told.output
     assert pipe.is_fifo()
 
 
