@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from compress.data.sources import FILE_KINDS, Data
+from compress.decode import closest, decode
 from compress.export.proven import Export
 from compress.networks import Network
 from compress.quantize.aware import QuantizeAware
@@ -91,7 +90,7 @@ def load_tables(name_or_path: str) -> tuple[dict[str, Any], str]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(
             f"{name_or_path}: cannot read this recipe: {reason}; give a TOML file or one of "
-            f"{', '.join(shipped)}{_closest(name_or_path, shipped)}"
+            f"{', '.join(shipped)}{closest(name_or_path, shipped)}"
         ) from error
     where = str(path) if path.name != name_or_path else name_or_path
     tables = _tables(text, where=where)
@@ -218,7 +217,7 @@ def _in_order(variants: tuple[Variant, ...], *, where: str) -> tuple[Variant, ..
             known = [BASELINE, *by_name]
             raise UserError(
                 f"{where}: variant {variant.name!r}: from = {variant.parent!r} does not exist; "
-                f"there are {', '.join(known)}{_closest(variant.parent, known)}"
+                f"there are {', '.join(known)}{closest(variant.parent, known)}"
             )
     ordered: dict[str, Variant] = {}
     waiting = dict(by_name)
@@ -272,113 +271,6 @@ def _cycle(variants: dict[str, Variant]) -> list[str]:
 
 def _kind(step: Step) -> str:
     return str(msgspec.to_builtins(step)["kind"])
-
-
-def decode(value: Any, kind: Any, *, where: str) -> Any:
-    """Decode builtins into a typed value.
-
-    Raises:
-        UserError: if they do not fit; the line names the place, what was got and what is known.
-    """
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at ")
-        place = at.strip("`").removeprefix("$").removeprefix(".")
-        hint = _hint(message, value, kind, place)
-        raise UserError(": ".join(filter(None, (where, place, hint)))) from error
-
-
-def _hint(message: str, value: Any, kind: Any, place: str) -> str:
-    """Complete msgspec's message with what was got and, for a name, what is known."""
-    got = _value_at(value, place)
-    unknown = re.search(r"unknown field `(.+)`", message)
-    if unknown:
-        keys = [field.encode_name for field in _fields_at(value, kind, place)]
-        name = unknown.group(1)
-        return f"unknown key {name!r}; there are {', '.join(keys)}{_closest(name, keys)}"
-    table, _, last = place.rpartition(".")
-    if message.startswith("Invalid value") and last in {"kind", "op"}:
-        known = sorted(_structs_by_tag(_type_at(value, kind, table)))
-        return f"no such {last} {got!r}; there are {', '.join(known)}{_closest(str(got), known)}"
-    if message.startswith("Invalid enum value"):
-        known = [str(choice) for choice in _choices(_type_at(value, kind, place))]
-        return f"no such value {got!r}; there are {', '.join(known)}{_closest(str(got), known)}"
-    if got is not None and not isinstance(got, dict | list):
-        return f"{message}, got {got!r}"
-    return message
-
-
-def _parts(place: str) -> list[str]:
-    """Return the keys and list numbers of a place.
-
-    >>> _parts("data.preprocess[0].op")
-    ['data', 'preprocess', '0', 'op']
-    """
-    return re.findall(r"[^.\[\]]+", place)
-
-
-def _value_at(value: Any, place: str) -> Any:
-    """Return what stands at a place, or None if nothing does."""
-    for part in _parts(place):
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, dict) and part in value:
-            value = value[part]
-        else:
-            return None
-    return value
-
-
-def _type_at(value: Any, kind: Any, place: str) -> Any:
-    """Return the type that the recipe wants at a place."""
-    for part in _parts(place):
-        inner = _value_at(value, part)
-        if isinstance(value, list):
-            kind = _item_of(kind)
-        else:
-            fields = {field.encode_name: field for field in _fields_at(value, kind, "")}
-            if part not in fields:
-                return None
-            kind = fields[part].type
-        value = inner
-    return kind
-
-
-def _item_of(kind: Any) -> Any:
-    """Return the type of the items of a list, through a union with None."""
-    for member in (kind, *get_args(kind)):
-        if get_origin(member) in {tuple, list}:
-            return get_args(member)[0]
-    return None
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """Return the values that a type admits, if it names them."""
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(choice for member in get_args(kind) for choice in _choices(member))
-
-
-def _fields_at(value: Any, kind: Any, place: str) -> tuple[msgspec.structs.FieldInfo, ...]:
-    """Return the fields of the table that the recipe wants at a place."""
-    wanted = _structs_by_tag(_type_at(value, kind, place) if place else kind)
-    got = _value_at(value, place)
-    tag = (got.get("kind") or got.get("op")) if isinstance(got, dict) else None
-    struct = wanted.get(str(tag)) or (next(iter(wanted.values())) if len(wanted) == 1 else None)
-    return msgspec.structs.fields(struct) if struct else ()
-
-
-def _structs_by_tag(kind: Any) -> dict[str, type[msgspec.Struct]]:
-    """Return the tables that a type admits, by the value of their ``kind`` or ``op`` key."""
-    members = (kind, *get_args(kind))
-    structs = [m for m in members if isinstance(m, type) and issubclass(m, msgspec.Struct)]
-    return {str(struct.__struct_config__.tag): struct for struct in structs}
-
-
-def _closest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _without_none(value: Any) -> Any:

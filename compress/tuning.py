@@ -19,9 +19,10 @@ from compress.artifacts import replace_file, stack_versions
 from compress.baseline import baseline
 from compress.data.splits import load_task
 from compress.data.task import Split, Task
+from compress.decode import decode
 from compress.pictures import draw_search
 from compress.plan import STEP_CODE
-from compress.recipe import BASELINE, Recipe, Variant, decode, load_tables, recipe_of
+from compress.recipe import BASELINE, Recipe, Variant, load_tables, recipe_of
 from compress.steps import KerasStep, keras_step
 from compress.store import code_digest
 from compress.train.fit import EpochEnd, History

@@ -179,7 +179,7 @@ def cluster_asked(options: dict[str, Any]) -> Cluster | None:
 
 def checked(value: dict[str, Any], kind: Any) -> Any:
     """Check options as a recipe's keys would be checked."""
-    from compress.recipe import decode
+    from compress.decode import decode
 
     return decode(value, kind, where=f"lightship {click.get_current_context().info_name}")
 

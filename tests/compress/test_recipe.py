@@ -89,10 +89,13 @@ MISTAKES = {
         HEAD + PRUNED.replace("final_sparsity", "final_sparsty"),
         r"variant 'pruned': step: unknown key 'final_sparsty'.*did you mean final_sparsity\?",
     ),
-    "wrong type": (HEAD.replace("epochs = 1", 'epochs = "1"'), r"train.epochs: Expected `int`"),
+    "wrong type": (
+        HEAD.replace("epochs = 1", 'epochs = "1"'),
+        "train.epochs: must be a whole number, ≥ 1, got '1'",
+    ),
     "sparsity of 1.5": (
         HEAD + PRUNED.replace("0.9", "1.5"),
-        r"variant 'pruned': step.final_sparsity: Expected `float` < 1.0, got 1.5",
+        r"variant 'pruned': step.final_sparsity: must be a number, ≥ 0, < 1, got 1.5",
     ),
     "unknown network": (
         HEAD.replace("lenet_5", "lenet_6"),
@@ -102,7 +105,10 @@ MISTAKES = {
         HEAD + variant("a", "baseline", '{ kind = "quantise_static" }'),
         r"variant 'a': step.kind: no such kind 'quantise_static'.*did you mean quantize_static\?",
     ),
-    "missing key": (HEAD.replace("epochs = 1", ""), r"train: .*missing required field `epochs`"),
+    "missing key": (
+        HEAD.replace("epochs = 1", ""),
+        "train: key 'epochs' is missing; it must be a whole number",
+    ),
     "unknown parent": (
         HEAD + variant("a", "basline"),
         r"variant 'a': from = 'basline' does not exist; .*did you mean baseline\?",
@@ -149,7 +155,7 @@ MISTAKES = {
     ),
     "nothing to train": (HEAD.split("[train]", maxsplit=1)[0], "train: .* has to be trained"),
     "variant is not a list": (HEAD + "[variant]\nname = 'a'\n", r"write \[\[variant\]\]"),
-    "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: .*`name`"),
+    "a variant without a name": (HEAD + "[[variant]]\n", "variant number 1: key 'name' is missing"),
     "a value that is none of a few": (
         HEAD.replace("[network]", "task = 'classify'\n[network]"),
         r"data.task: no such value 'classify'; .*did you mean classification\?",

@@ -211,9 +211,9 @@ MISTAKES = {
     "no trials": ({"tune": 'method = "tpe"'}, "tune: .*has to know how many trials"),
     "unknown method": ({"tune": 'method = "bayes"'}, "tune: method: .*'bayes'"),
     "unknown key": ({"tune": 'method = "grid"\ntrails = 3'}, "unknown key 'trails'.*did you mean trials"),
-    "a range no value of which fits": ({"batch": "{ int = [0, 9] }"}, "train.batch_size: .*>= 1, got 0"),
+    "a range no value of which fits": ({"batch": "{ int = [0, 9] }"}, "train.batch_size: .*≥ 1, got 0"),
     "a number where a table belongs": (
-        {"train": "schedule = { uniform = [0, 1], points = 2 }"}, "train.schedule: Expected `object`"),
+        {"train": "schedule = { uniform = [0, 1], points = 2 }"}, "train.schedule: must be a table"),
     "other validation samples": (
         {"data": "validation_fraction = { uniform = [0.1, 0.3], points = 2 }"}, "cannot be compared"),
     "no influence": ({"rest": "[bench]\nthreads = { int = [1, 2] }"}, "bench.threads: changes nothing"),

@@ -183,9 +183,20 @@ def test_a_recipe_asks_for_it(step, columns):
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        (", columns = { conv1 = 1 }", ">= 2"),
-        (", columns = 'some'", "some"),
-        (", threads = 0", ">= 1"),
+        (", columns = { conv1 = 1 }", "step.columns.conv1: must be a whole number, ≥ 2, got 1"),
+        (
+            ", columns = { conv1 = 'four' }",
+            "step.columns.conv1: must be a whole number, ≥ 2, got 'f",
+        ),
+        (
+            ", columns = ['conv1']",
+            "step.columns: must be 'auto' or a table of whole numbers, ≥ 2, ",
+        ),
+        (
+            ", columns = 'some'",
+            "step.columns: must be 'auto' or a table of whole numbers, ≥ 2, got",
+        ),
+        (", threads = 0", "step.threads: must be a whole number, ≥ 1, got 0"),
     ],
 )
 def test_a_recipe_that_asks_for_nonsense_is_refused_in_one_line(step, reason):

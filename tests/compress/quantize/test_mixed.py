@@ -320,10 +320,10 @@ def test_a_recipe_asks_for_it():
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        ("max_drop_points = -1", ">= 0"),
+        ("max_drop_points = -1", "≥ 0, got -1"),
         ("percentile = 99.9", 'percentile needs calibration = "percentile"'),
         ('float_storage = "float8"', "no such value 'float8'; there are float32, float16, int8"),
-        ("threads = 0", ">= 1"),
+        ("threads = 0", "≥ 1, got 0"),
     ],
 )
 def test_a_recipe_that_asks_for_nonsense_is_refused_in_one_line(step, reason):
