@@ -21,6 +21,8 @@ from compress.quantize.aware import QuantizeAware
 from compress.quantize.fold import FoldBatchNorm
 from compress.quantize.layout import Int8Layout
 from compress.quantize.mixed import QuantizeMixed
+from compress.quantize.static import QuantizeStatic
+from compress.quantize.width_to_depth import check_columns
 from compress.recipe import BASELINE, Recipe
 from compress.steps import (
     KerasStep,
@@ -29,6 +31,8 @@ from compress.steps import (
     check_layer_names,
     distillation_of,
     epochs_of,
+    int8_of_these_shapes,
+    leaves_known_shapes,
     without_named,
 )
 from compress.store import code_digest, key_of
@@ -188,19 +192,32 @@ def _timed_here() -> dict[str, object]:
 
 
 def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None:
-    """Refuse steps that name layers which the recipe's network does not have.
+    """Refuse steps that name layers which the recipe's network does not have, or columns that do not fit.
+
+    Columns are looked at where the shapes of the network are known before it is trained.
 
     Raises:
         UserError: with the variant's name in front.
     """
     network, _ = baseline(recipe.network, None, task, seed=recipe.seed)
-    models = {BASELINE: network}
+    models, shaped = {BASELINE: network}, {BASELINE}
     for stage in stages.values():
-        if stage.step is not None and stage.parent is not None:
-            parent = models[stage.parent]
-            with naming(stage.name):
-                check_layer_names(parent, stage.step, teacher=network)
-                models[stage.name] = without_named(parent, stage.step)
+        if stage.step is None or stage.parent is None:
+            continue
+        parent = models[stage.parent]
+        with naming(stage.name):
+            check_layer_names(parent, stage.step, teacher=network)
+            models[stage.name] = without_named(parent, stage.step)
+        if stage.parent in shaped and leaves_known_shapes(stage.step):
+            shaped.add(stage.name)
+        if isinstance(stage.step, Int8Layout) and stage.step.columns != "auto":
+            made_by = stages[stage.parent]
+            step, given = made_by.step, made_by.parent
+            if given in shaped and isinstance(step, QuantizeStatic | QuantizeAware):
+                with naming(made_by.name):
+                    int8 = int8_of_these_shapes(models[given], step, recipe.export, task)
+                with naming(stage.name):
+                    check_columns(int8, stage.step.columns)
 
 
 def training_key(step: Any, *, rooms: Sequence[str] = STEP_CODE) -> str:

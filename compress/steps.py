@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from typing_extensions import assert_never
 
-from compress.data.task import Task
+from compress.data.task import Split, Task
 from compress.export.parity import require_parity
 from compress.export.proven import Export, export
 from compress.export.to_onnx import to_onnx
@@ -121,6 +122,8 @@ PARITY_SAMPLES = 256
 """Real samples on which an export must agree with Keras."""
 _BRIEF = Bench(processes=5, sessions_per_process=2, rounds=10, block_ms=2.0, batch=1)
 """How long one network is timed in a search for a latency."""
+_FEW = 8
+"""Samples that are calibrated on where only shapes count."""
 _LOSSLESS_TOLERANCE = 1e-5
 """Float32 rounding; of outputs above 1, a share of the largest."""
 
@@ -541,6 +544,44 @@ def without_named(model: Any, step: Step) -> Any:
         check_blocks(model, step)
         return without_blocks(model, step)
     return model
+
+
+def leaves_known_shapes(step: Step) -> bool:
+    """Say whether ``without_named`` gives what a Keras step leaves, but for the weights."""
+    match step:
+        case MagnitudePrune() | EntropyPrune() | Cluster() | FoldBatchNorm() | QuantizeAware():
+            return True
+        case PruneBlocks():
+            return bool(step.blocks)
+        case Distill():
+            return step.network is None
+        case _:
+            return False
+
+
+def int8_of_these_shapes(
+    model: Any, step: QuantizeStatic | QuantizeAware, settings: Export, task: Task
+) -> Any:
+    """Return an int8 ``ModelProto`` with the shapes of the one that a step will make, of no use else.
+
+    Args:
+        model: a tf-keras model of the shapes that the step will be given, trained or not; left alone.
+        step: the step; it trains nothing here.
+        settings: opset of the export.
+        task: a few of its calibration samples are looked at.
+
+    Raises:
+        UserError: if the model cannot be exported, or the step does not fit it.
+    """
+    plain = fold_batch_norm(model)[0] if isinstance(step, QuantizeAware) else model
+    float_model = to_onnx(plain, opset=settings.opset)
+    static = as_static(step, plain, float_model) if isinstance(step, QuantizeAware) else step
+    few = {name: getattr(task.calibration, name)[:_FEW] for name in ("raw", "x", "y")}
+    return quantize_static(
+        float_model,
+        msgspec.structs.replace(static, calibration="minmax", percentile=None, correct=()),
+        dataclasses.replace(task, calibration=Split(**few)),
+    )
 
 
 def _check_left_out(model: Any, step: QuantizeStatic) -> None:

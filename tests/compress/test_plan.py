@@ -187,6 +187,67 @@ def test_what_a_block_took_along_cannot_be_named_after_it(step, distill, complai
     assert complaint in str(refusal.value)
 
 
+LAYOUT = """
+name = "wide"
+[data]
+source = "digits"
+[network]
+kind = "resnet_8"
+[train]
+epochs = 1
+[[variant]]
+name = "given"
+from = "baseline"
+step = {{ {given} }}
+[[variant]]
+name = "int8"
+from = "given"
+step = {{ {int8} }}
+[[variant]]
+name = "wide"
+from = "int8"
+step = {{ kind = "int8_layout", columns = {{ conv1 = {columns} }} }}
+"""
+PRUNED = 'kind = "magnitude_prune", final_sparsity = 0.5, fine_tune = { epochs = 1 }'
+SHALLOW = 'kind = "prune_blocks", blocks = ["add1"], fine_tune = { epochs = 1 }'
+NARROW = 'kind = "prune_channels", target = { kind = "macs", keep_ratio = 0.5 }, fine_tune = { epochs = 1 }'
+STATIC = 'kind = "quantize_static"'
+AWARE = 'kind = "quantize_aware", fine_tune = { epochs = 1 }'
+
+
+def check_layout(**how):
+    recipe = parse_recipe(LAYOUT.format(**how))
+    task = load_task(recipe.data, seed=0)
+    plan.check_names(recipe, task, plan.plan(recipe, task))
+
+
+@pytest.mark.parametrize("given", [PRUNED, SHALLOW, 'kind = "fold_batch_norm"'])
+@pytest.mark.parametrize("int8", [STATIC, AWARE, f'{STATIC}, correct = ["equalise"]'])
+def test_columns_that_do_not_fit_are_refused_before_training(given, int8):
+    check_layout(given=given, int8=int8, columns=8)
+    with pytest.raises(UserError) as refusal:
+        check_layout(given=given, int8=int8, columns=3)
+    assert str(refusal.value) == (
+        "variant 'wide': columns: 'conv1' cannot compute 3 columns at once; there are conv1 [2, 4, 8]"
+    )
+
+
+def test_columns_of_a_layer_that_stays_in_float_are_refused_before_training():
+    with pytest.raises(
+        UserError, match="'conv1' cannot compute 4 columns at once; there are no int8"
+    ):
+        check_layout(given=PRUNED, int8=f'{STATIC}, exclude = ["conv1"]', columns=4)
+
+
+def test_what_keeps_the_int8_model_from_being_made_is_said_of_it():
+    with pytest.raises(UserError, match=r"^variant 'int8': exclude_types: the model has no 'Cnv'"):
+        check_layout(given=PRUNED, int8=f'{STATIC}, exclude_types = ["Cnv"]', columns=4)
+
+
+def test_columns_of_shapes_that_training_decides_wait_for_it():
+    check_layout(given=NARROW, int8=STATIC, columns=3)
+
+
 def test_a_hint_of_the_teacher_may_name_what_a_block_took_along():
     step = (
         'kind = "magnitude_prune"\nfinal_sparsity = 0.5\ndistill = { hints = { conv1 = "conv3" } }'
