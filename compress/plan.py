@@ -208,6 +208,8 @@ def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None
         with naming(stage.name):
             check_layer_names(parent, stage.step, teacher=network)
             models[stage.name] = without_named(parent, stage.step)
+            if isinstance(stage.step, Distill) and stage.step.network is not None:
+                models[stage.name], _ = baseline(stage.step.network, None, task, seed=recipe.seed)
         if stage.parent in shaped and leaves_known_shapes(stage.step):
             shaped.add(stage.name)
         if isinstance(stage.step, Int8Layout) and stage.step.columns != "auto":

@@ -547,16 +547,12 @@ def without_named(model: Any, step: Step) -> Any:
 
 
 def leaves_known_shapes(step: Step) -> bool:
-    """Say whether ``without_named`` gives what a Keras step leaves, but for the weights."""
-    match step:
-        case MagnitudePrune() | EntropyPrune() | Cluster() | FoldBatchNorm() | QuantizeAware():
-            return True
-        case PruneBlocks():
-            return bool(step.blocks)
-        case Distill():
-            return step.network is None
-        case _:
-            return False
+    """Say whether a Keras step decides no shape while it runs."""
+    if isinstance(step, PruneBlocks):
+        return bool(step.blocks)
+    return isinstance(
+        step, MagnitudePrune | EntropyPrune | Cluster | Distill | FoldBatchNorm | QuantizeAware
+    )
 
 
 def int8_of_these_shapes(

@@ -248,6 +248,22 @@ def test_columns_of_shapes_that_training_decides_wait_for_it():
     check_layout(given=NARROW, int8=STATIC, columns=3)
 
 
+def test_what_comes_from_a_distilled_network_names_the_layers_of_that_network():
+    small = 'kind = "distill", network = { kind = "mlp", hidden = [8, 8] }, train = { epochs = 1 }'
+    text = LAYOUT.partition('[[variant]]\nname = "wide"')[0]
+
+    def check(layer):
+        recipe = parse_recipe(text.format(given=small, int8=f'{STATIC}, exclude = ["{layer}"]'))
+        task = load_task(recipe.data, seed=0)
+        plan.check_names(recipe, task, plan.plan(recipe, task))
+
+    check("dense3")
+    with pytest.raises(
+        UserError, match=r"'int8': exclude: no layer is named 'conv1'; there are .*dense3"
+    ):
+        check("conv1")
+
+
 def test_a_hint_of_the_teacher_may_name_what_a_block_took_along():
     step = (
         'kind = "magnitude_prune"\nfinal_sparsity = 0.5\ndistill = { hints = { conv1 = "conv3" } }'
