@@ -202,9 +202,8 @@ def activations(
         onnx.save(twin, path)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = (
-            4  # it warns of what nobody can act on; errors are raised as well
-        )
+        # It warns of what nobody can act on; errors are raised as well.
+        options.log_severity_level = 4
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for part in parts:
             batch = np.ascontiguousarray(x[part], np.float32)

@@ -119,9 +119,6 @@ def _require_writable(option: str, place: Path, folder: Path) -> None:
         ) from error
 
 
-require_another = require_place  # as cli/timing.py calls it
-
-
 def require_picture(option: str, place: Path | None, *taken: Path | None) -> None:
     """Refuse a place for a picture, as ``require_place`` does, before there is something to draw.
 

@@ -17,8 +17,8 @@ from deploy.cli.options import (
     json_option,
     memory_limit_option,
     public_key_option,
-    require_another,
     require_harmless_models,
+    require_place,
     size_asked,
     threads_option,
     trust_model_option,
@@ -72,7 +72,7 @@ def bench_command(
     """
     from deploy.bundle.container import write_whole
 
-    require_another("--out", out, *models)
+    require_place("--out", out, *models)
     if host is None:
         seen = _bench_here(models, public_key=public_key, trust_model=trust_model, **asked)
     else:
