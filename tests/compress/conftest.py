@@ -8,7 +8,7 @@ from deploy import bench
 from deploy.preprocess import Cast
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _models_are_opened_once_for_their_memory():
     """Spare the runs of this suite two of three processes for each model: what they hear is alike."""
     with pytest.MonkeyPatch.context() as patch:

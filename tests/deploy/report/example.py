@@ -176,6 +176,7 @@ def audited(facts: tuple[LayerFacts, ...], *, int8: bool) -> Audit:
         float_islands=(),
         times=None,
         reference_times=None,
+        speedup=None,
         verdict="",
     )
 
