@@ -253,6 +253,7 @@ def shared(tmp_path_factory):
         return dict(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "training", ["noise and dropout", "full batch and dropout", "augmentation", "mixup"]
 )
@@ -262,6 +263,7 @@ def test_what_is_drawn_does_not_depend_on_how_many_share_a_batch(shared, trainin
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_normalisation_over_two_stays_near_that_of_one(shared):
     # One divides the variance that it remembers by n - 1, several by n; n is 756 here.
     curves, weights = (
