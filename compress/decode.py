@@ -36,9 +36,13 @@ def decode(value: Any, kind: Any, *, where: str) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at ")
-        spots = _spots(value, kind, at.strip("`").removeprefix("$"))
-        said = _complaint(message, spots)
+        # At the end of the line: a value that it quotes may read like this too.
+        at = re.search(r" - at `(key` in `)?\$([^`]*)`$", str(error))
+        spots = _spots(value, kind, at[2] if at else "")
+        if at and at[1]:
+            said = "its keys must be text"
+        else:
+            said = _complaint(str(error)[: at.start() if at else None], spots)
         raise UserError(": ".join(filter(None, (where, spots[-1].place, said)))) from error
 
 
@@ -132,11 +136,12 @@ def _spots(value: Any, kind: Any, path: str) -> list[_Spot]:
     spots = [_Spot(place="", got=value, kind=kind)]
     for part in re.findall(r"\[\.\.\.\]|[^.\[\]]+", path):
         spot = spots[-1]
+        key: Any
         if isinstance(spot.got, list | tuple):
             key, place, wanted = int(part), f"{spot.place}[{part}]", _item_of(spot.kind)
         elif part == "[...]":  # msgspec does not say which key of a table it was
             wanted = _item_of(spot.kind)
-            key = next(key for key, item in spot.got.items() if not _fits(item, wanted))
+            key = next((key for key, item in spot.got.items() if not _fits(item, wanted)), None)
             place = f"{spot.place}.{key}"
         else:
             key, place = part, f"{spot.place}.{part}"
@@ -175,7 +180,8 @@ def _complaint(message: str, spots: list[_Spot]) -> str:
 
 
 def _no_such(what: str, got: Any, known: Sequence[str]) -> str:
-    return f"{what} {_shown(got)}; there are {', '.join(known)}{closest(str(got), known)}"
+    there_are = f"there are {', '.join(known)}" if known else "it takes none"
+    return f"{what} {_shown(got)}; {there_are}{closest(str(got), known)}"
 
 
 def _shown(got: Any) -> str:

@@ -200,7 +200,7 @@ def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None
         UserError: with the variant's name in front.
     """
     network, _ = baseline(recipe.network, None, task, seed=recipe.seed)
-    models, shaped = {BASELINE: network}, {BASELINE}
+    models, shaped, twins = {BASELINE: network}, {BASELINE}, dict[str, Any]()
     for stage in stages.values():
         if stage.step is None or stage.parent is None:
             continue
@@ -216,10 +216,12 @@ def check_names(recipe: Recipe, task: Task, stages: Mapping[str, Stage]) -> None
             made_by = stages[stage.parent]
             step, given = made_by.step, made_by.parent
             if given in shaped and isinstance(step, QuantizeStatic | QuantizeAware):
-                with naming(made_by.name):
-                    int8 = int8_of_these_shapes(models[given], step, recipe.export, task)
+                if made_by.name not in twins:
+                    with naming(made_by.name):
+                        int8 = int8_of_these_shapes(models[given], step, recipe.export, task)
+                    twins[made_by.name] = int8
                 with naming(stage.name):
-                    check_columns(int8, stage.step.columns)
+                    check_columns(twins[made_by.name], stage.step.columns)
 
 
 def training_key(step: Any, *, rooms: Sequence[str] = STEP_CODE) -> str:

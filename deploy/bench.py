@@ -180,16 +180,38 @@ def race(
     Raises:
         UserError: as ``bench`` does.
     """
+    return speedups(timed_together(models, settings, seed=seed, on_progress=on_progress), seed=seed)
+
+
+def timed_together(
+    models: Sequence[Path],
+    settings: Bench,
+    *,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Timed]:
+    """Return what each process saw that timed all models, interleaved; arguments are those of ``race``.
+
+    Raises:
+        UserError: as ``bench`` does.
+    """
     timed: list[Timed] = []
     with children(models, settings, seed=seed) as run:
         for process in range(settings.processes):
             timed.append(run.timed(process))
             if on_progress is not None:
                 on_progress(len(timed), settings.processes)
+    return timed
+
+
+def speedups(timed: Sequence[Timed], *, seed: int) -> tuple[Interval, ...]:
+    """Return how many times faster each model was than the first; the seed is of the bootstrap."""
     rng = np.random.default_rng(seed)
-    first = _gather(timed, 0, "p50_ms")
-    others = (speedup(first, _gather(timed, i, "p50_ms"), rng) for i in range(1, len(models)))
-    return (Interval(value=1.0, low=1.0, high=1.0), *others)
+    first, *others = (_gather(timed, i, "p50_ms") for i in range(len(timed[0].models)))
+    return (
+        Interval(value=1.0, low=1.0, high=1.0),
+        *(speedup(first, other, rng) for other in others),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 
 
@@ -51,9 +52,11 @@ def as_given(text: str, given: Mapping[str, str]) -> str:
     >>> as_given("/scratch/1-a.onnx: is cut off", {"/scratch/1-a.onnx": "a.lship"})
     'a.lship: is cut off'
     """
-    for name in sorted(given, key=len, reverse=True):  # one may be the beginning of another
-        text = text.replace(name, given[name])
-    return text
+    longest_first = sorted(given, key=len, reverse=True)  # one may be the beginning of another
+    if not longest_first:
+        return text
+    any_of_them = "|".join(re.escape(name) for name in longest_first)
+    return re.sub(rf"(?:\./)?({any_of_them})", lambda found: given[found[1]], text)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import io
 import shlex
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -24,6 +25,7 @@ from typing import IO
 import msgspec
 
 from deploy.bundle.opened import is_bundle, open_bundle
+from deploy.bundle.signature import signature_path
 from deploy.errors import UserError, as_given, naming_what_was_given
 from deploy.record import MachineBench
 from deploy.widths import WidthTable, decode_widths
@@ -195,18 +197,40 @@ def bench_on(
         UserError: if a file is missing or not signed as asked, or ssh, the machine or its lightship
             fails.
     """
-    for path in models if public_key is not None else ():
-        if is_bundle(path, public_key=public_key):
-            open_bundle(path, public_key=public_key)
     names = [f"{index}-{path.name or 'model'}" for index, path in enumerate(models)]
     words = [*(f"./{name}" for name in names), *_words(options)]
-    files = dict(zip(names, models, strict=True))
-    given = {name: str(path) for name, path in files.items()}
-    with naming_what_was_given(given):
+    given = {name: str(path) for name, path in zip(names, models, strict=True)}
+    with (
+        tempfile.TemporaryDirectory(prefix="lightship-on-") as folder,
+        naming_what_was_given(given),
+    ):
+        sent = models
+        if public_key is not None:
+            sent = [
+                _signed_copy(path, Path(folder, name), public_key)
+                for name, path in zip(names, models, strict=True)
+            ]
+        files = dict(zip(names, sent, strict=True))
         answer = _asked(
             there, "bench", words, files, on_line=lambda line: on_line(as_given(line, given))
         )
     return _named(answer, given, there.host)
+
+
+def _signed_copy(path: Path, copy: Path, public_key: Path) -> Path:
+    """Copy a bundle and check the copy, so that what is sent is what was checked.
+
+    Raises:
+        UserError: if it is no bundle, damaged or not signed as asked.
+    """
+    is_bundle(
+        path, public_key=public_key
+    )  # it and the next say what is wrong with the bundle itself
+    open_bundle(path, public_key=public_key)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+    shutil.copyfile(signature_path(path), signature_path(copy))
+    open_bundle(copy, public_key=public_key)
+    return copy
 
 
 def widths_on(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from deploy.bench import SYSTEMATIC, Bench, children, log_p50, noise
+from deploy.bench import SYSTEMATIC, Bench, log_p50, noise, timed_together
 from deploy.errors import UserError, naming_what_was_given, needs_extra
 from deploy.intervals import bootstrap_mean
 from deploy.machine import SCHEMES, Target, this_environment, this_target
@@ -175,11 +175,7 @@ def measure_widths(
 
 def _timed(models: Sequence[Path], bench: Bench, seed: int, on_progress: OnProgress) -> Times:
     environment = this_environment()
-    timed = []
-    with children(models, bench, seed=seed) as run:
-        for process in range(bench.processes):
-            timed.append(run.timed(process))
-            on_progress(len(timed), bench.processes)
+    timed = timed_together(models, bench, seed=seed, on_progress=on_progress)
     return Times(
         log_p50_ms=tuple(tuple(log_p50(timed, index)) for index in range(len(models))),
         warnings=tuple(noise(environment, bench, timed)),

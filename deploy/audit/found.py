@@ -69,6 +69,10 @@ class Audit(Record, frozen=True):
     """How many times faster whole calls are than those of ``against``, with its 95 % interval; timed
     as ``bench`` does, without the profiler. None if they were not timed so."""
     verdict: str
+    reference_int8_layers: int | None = None
+    """How many layers of ``against`` run in int8."""
+    warnings: tuple[str, ...] = ()
+    """What made the machine hard to time on."""
     saturating: tuple[str, ...] = ()
     """Layers in int8 whose weights have a bit more than the fast kernels of this machine add without
     overflow, as in a file that was made for another machine."""

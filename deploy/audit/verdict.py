@@ -27,19 +27,24 @@ def verdict(found: Audit) -> str:
     ratio, other = f"{value:.2f}× [{low:.2f}, {high:.2f}]", found.against
     if low <= 1.0 < _WORTH <= high:
         return (
-            f"cannot be told from {other} by its speed here ({ratio}): the noise of this machine hides "
+            f"the model cannot be told from {other} by its speed here ({ratio}): the noise of this machine hides "
             f"any difference; {coverage}"
         )
     if low > 1.0:
         slow = _slower_in_int8(found)
         lost = f"; slower in int8: {', '.join(n.name for n in slow)}" if slow else ""
         lost += f": try {hint}" if (hint := _layout_hint(slow)) else ""
-        return f"is {ratio} as fast as {other} on this machine; {coverage}{lost}"
+        return f"the model is {ratio} as fast as {other} on this machine; {coverage}{lost}"
+    if high >= 1.0 and found.int8_layers <= (found.reference_int8_layers or 0):
+        return (
+            f"the model is as fast as {other} on this machine but for noise ({ratio}), and has no more "
+            f"layers in int8; {coverage}"
+        )
     because = _culprit(found, found.times, found.reference_times, grew=high < 1.0)
     if high < 1.0:
         ratio = f"{1 / value:.2f}× [{1 / high:.2f}, {1 / low:.2f}]"
-        return f"is {ratio} slower than {other} on this machine, because {because}; {coverage}"
-    return f"will not speed up on this machine ({ratio}), because {because}; {coverage}"
+        return f"the model is {ratio} slower than {other} on this machine, because {because}; {coverage}"
+    return f"the model will not speed up on this machine ({ratio}), because {because}; {coverage}"
 
 
 def _slower_in_int8(found: Audit) -> list[AuditedLayer]:

@@ -220,8 +220,8 @@ def is_bundle(path: Path, *, public_key: Path | None = None) -> bool:
     try:
         with path.open("rb") as file:
             found = file.read(4) == b"PK\3\4"
-    except OSError:  # whoever opens it will say what is wrong
-        found = path.suffix == ".lship"
+    except OSError:  # whoever opens it will say what is wrong, and ask for the signature
+        return path.suffix == ".lship"
     if not found and public_key is not None:
         raise BundleError(
             f"{path}: is no bundle, and only a bundle bears a signature; give one that "

@@ -163,12 +163,15 @@ def _key(path: Path, *, private: bool) -> Any:
     what = "private" if private else "public"
     try:
         text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; give a PEM file") from error
+    try:
         key = (
             serialization.load_pem_private_key(text, None)
             if private
             else serialization.load_pem_public_key(text)
         )
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise UserError(f"{path}: is no {what} key in PEM without a password") from error
     kind = ec.EllipticCurvePrivateKey if private else ec.EllipticCurvePublicKey
     if not isinstance(key, kind) or key.curve.name not in {"secp256r1", "secp384r1", "secp521r1"}:

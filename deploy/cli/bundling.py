@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -85,14 +85,12 @@ def bundle_command(
     import tempfile
 
     from deploy.bundle.make import Label, bundle_model, bundle_run
-    from deploy.bundle.signature import load_private_key, write_signature
+    from deploy.bundle.signature import write_signature
     from deploy.bundle.triton import write_triton
     from deploy.record import SessionOptions
 
     label = Label(name=name, version=model_version, licence=licence)
-    key = load_private_key(sign) if sign else None
-    if key is not None and form == "triton":
-        raise UserError("--sign: signs a bundle; Triton's layout has no place for a signature")
+    key = _signing_key(sign, form, out or Path("model.lship"), (source, data)) if sign else None
     kind = _form(form, packed=packed)
     with tempfile.TemporaryDirectory(prefix="lightship-bundle-") as scratch:
         place = out or Path("model.lship")
@@ -132,6 +130,17 @@ def bundle_command(
 def _require_there(source: Path) -> None:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a run's folder or a model")
+
+
+def _signing_key(sign: Path, form: str, place: Path, read: tuple[Path | None, ...]) -> Any:
+    """Return the key to sign a bundle with, once its signature is known to have a place."""
+    from deploy.bundle.signature import load_private_key, signature_path
+
+    key = load_private_key(sign)
+    if form == "triton":
+        raise UserError("--sign: signs a bundle; Triton's layout has no place for a signature")
+    require_place("--out", signature_path(place), sign, *read)
+    return key
 
 
 def _form(form: str, *, packed: bool) -> Form:

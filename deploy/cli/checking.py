@@ -16,6 +16,7 @@ from deploy.cli.options import (
     public_key_option,
     require_harmless_models,
     require_place,
+    signatures_of,
     size_asked,
     trust_model_option,
 )
@@ -96,8 +97,9 @@ def check_command(
     from deploy.check.run import check
     from deploy.record import SessionOptions
 
-    require_place("--junit", junit, bundle, baseline, data)
-    require_place("--markdown", markdown, bundle, baseline, data, junit)
+    read = (bundle, baseline, data, public_key, *signatures_of(bundle, baseline))
+    require_place("--junit", junit, *read)
+    require_place("--markdown", markdown, *read, junit)
     sizes = {
         "max_size_bytes": size_asked("--max-size", max_size),
         "max_peak_memory_bytes": size_asked("--max-peak-memory", max_peak_memory),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,15 +82,24 @@ def require_place(
         return
     if suffixes and place.suffix not in suffixes:
         raise UserError(f"{option}: must end in {', '.join(suffixes)}, got {place}")
-    has = {path.resolve() for one in taken if one for path in (one, record_path(one))}
-    if has & {place.resolve(), *place.resolve().parents}:
-        raise UserError(
-            f"{option}: {place} is taken: it is what is read, or another result; name another file"
-        )
-    if place.exists() and not place.is_file():
-        what = "folder" if place.is_dir() else "device, a pipe or a socket"
-        raise UserError(f"{option}: {place} is a {what}; name a file")
-    _require_writable(option, place, place.parent)
+    with _reachable(option, place):
+        has = {path.resolve() for one in taken if one for path in (one, record_path(one))}
+        if has & {place.resolve(), *place.resolve().parents}:
+            raise UserError(
+                f"{option}: {place} is taken: it is what is read, or another result; name another "
+                "file"
+            )
+        if place.exists() and not place.is_file():
+            what = "folder" if place.is_dir() else "device, a pipe or a socket"
+            raise UserError(f"{option}: {place} is a {what}; name a file")
+        _require_writable(place.parent)
+
+
+def signatures_of(*bundles: Path | None) -> list[Path]:
+    """Return where the signatures of bundles are, if they have any."""
+    from deploy.bundle.signature import signature_path
+
+    return [signature_path(bundle) for bundle in bundles if bundle is not None]
 
 
 def require_folder(option: str, place: Path) -> None:
@@ -98,14 +108,27 @@ def require_folder(option: str, place: Path) -> None:
     Raises:
         UserError: if none can be made there.
     """
-    _require_writable(option, place, place)
+    with _reachable(option, place):
+        _require_writable(place)
 
 
-def _require_writable(option: str, place: Path, folder: Path) -> None:
-    """Raise a UserError if no file can be made in a folder, or in the one where it will be made."""
-    import tempfile
-
+@contextlib.contextmanager
+def _reachable(option: str, place: Path) -> Iterator[None]:
+    """Let what the system says of a place in the block be said in one line."""
     from deploy.errors import UserError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:  # also links in a circle, and a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{option}: {place} cannot be written ({why}); name another place"
+        ) from error
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise an OSError if no file can be made in a folder, or in the one where it will be made."""
+    import tempfile
 
     absolute = folder.absolute()
     there = next(one for one in (absolute, *absolute.parents) if one.exists())
@@ -113,10 +136,7 @@ def _require_writable(option: str, place: Path, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass  # permissions alone do not tell: file systems differ
     except OSError as error:
-        raise UserError(
-            f"{option}: {place} cannot be written: {there} takes no file ({error.strerror}); name "
-            "another place"
-        ) from error
+        raise OSError(error.errno, f"{there} takes no file: {error.strerror}") from error
 
 
 def require_picture(option: str, place: Path | None, *taken: Path | None) -> None:

@@ -19,6 +19,7 @@ from deploy.cli.options import (
     public_key_option,
     require_harmless_models,
     require_place,
+    signatures_of,
     size_asked,
     threads_option,
     trust_model_option,
@@ -72,7 +73,7 @@ def bench_command(
     """
     from deploy.bundle.container import write_whole
 
-    require_place("--out", out, *models)
+    require_place("--out", out, *models, public_key, *signatures_of(*models))
     if host is None:
         seen = _bench_here(models, public_key=public_key, trust_model=trust_model, **asked)
     else:
@@ -192,3 +193,5 @@ def audit_command(
         return
     for line in table(found):
         click.echo(line)
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)

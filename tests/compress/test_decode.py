@@ -25,6 +25,10 @@ class Blue(msgspec.Struct, tag_field="kind", tag="blue"):
     pass
 
 
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
 class Outer(msgspec.Struct, forbid_unknown_fields=True):
     counts: Literal["auto"] | dict[str, Count] = "auto"
     deep: dict[str, dict[str, int]] = {}
@@ -36,6 +40,7 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
     wanted: bool = False
     way: Literal["up", "down"] | None = None
     inner: Inner | bool = False
+    nothing: Nothing | None = None
     colours: tuple[Red | Blue, ...] = ()
     required: Annotated[Red | Blue | None, Meta(title="t")] = None
 
@@ -74,6 +79,11 @@ COUNTS = "must be 'auto' or a table of whole numbers, ≥ 2, < 1,000"
         ({"colours": [{"kind": 1}]}, "colours[0].kind: no such kind 1; there are blue, red"),
         ({"colours": [{}]}, "colours[0]: key 'kind' is missing; there are red, blue"),
         ({"required": {"kind": "red"}}, "required: key 'depth' is missing; it must be a whole number"),
+        ({"colours": [{"kind": "a - at b"}]}, "colours[0].kind: no such kind 'a - at b'; there are"),
+        ({"whole": "1 - at `$.way`"}, "whole: must be a whole number, got '1 - at `$.way`'"),
+        ({"counts": {1: 2}}, "counts: its keys must be text"),
+        ({1: 2}, "its keys must be text"),
+        ({"nothing": {"a": 1}}, "nothing: unknown key 'a'; it takes none"),
         (3, "must be a table, got 3"),
     ],
 )  # fmt: skip

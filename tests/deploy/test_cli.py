@@ -74,7 +74,7 @@ def test_an_interrupted_bench_keeps_nothing_and_does_not_say_it_does(folder, mon
         ("link.onnx", "link.onnx is taken"),
         ("bundle/a.onnx", "bundle/a.onnx is taken"),
         ("folder.onnx", "folder.onnx is a folder; name a file"),
-        ("set.npz/a.onnx", "set.npz takes no file (Not a directory)"),
+        ("set.npz/a.onnx", "set.npz takes no file: Not a directory)"),
     ],
 )
 def test_a_place_that_no_result_can_go_to_is_refused_with_the_reason(folder, place, says):
@@ -91,6 +91,14 @@ def test_a_place_that_no_result_can_go_to_is_refused_with_the_reason(folder, pla
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_place_that_the_system_cannot_even_look_at_is_refused_in_one_line(folder):
+    Path("a").symlink_to("b")
+    Path("b").symlink_to("a")
+    for place in (Path("x" * 300 + ".onnx"), Path("a/m.onnx"), Path("a\0.onnx")):
+        with pytest.raises(UserError, match="cannot be written"):
+            require_place("--out", place, Path("m.onnx"))
+
+
 def test_the_record_of_a_model_is_as_taken_as_the_model(folder):
     with pytest.raises(UserError, match=r"m\.onnx\.json is taken"):
         require_place("--out", Path("m.onnx.json"), Path("m.onnx"))
@@ -102,7 +110,7 @@ def test_a_place_where_the_system_lets_nobody_write_is_refused(folder, monkeypat
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with pytest.raises(
-        UserError, match=r"a\.json cannot be written: .* \(Permission denied\); name"
+        UserError, match=r"a\.json cannot be written \(.* takes no file: Permission denied\); name"
     ):
         require_place("--out", Path("a.json"))
 

@@ -7,6 +7,7 @@ from deploy.errors import (
     MissingExtraError,
     ParityError,
     UserError,
+    as_given,
     naming_what_was_given,
     needs_extra,
 )
@@ -30,6 +31,13 @@ def test_an_error_names_what_was_given_and_keeps_its_kind():
     with pytest.raises(BundleError) as caught, naming_what_was_given(given):
         raise BundleError("/scratch/1-a.onnx.ort: is not /scratch/1-a.onnx")
     assert str(caught.value) == "b.lship: is not a.lship"
+
+
+def test_what_was_given_may_read_like_the_name_of_another_file():
+    given = {"0-1-b.onnx": "1-b.onnx", "1-b.onnx": "b.onnx"}
+    assert as_given("./0-1-b.onnx: is cut off", given) == "1-b.onnx: is cut off"
+    assert as_given("./1-b.onnx: is cut off", given) == "b.onnx: is cut off"
+    assert as_given("nothing", {}) == "nothing"
 
 
 def test_a_missing_extra_is_the_users_to_mend_and_a_broken_promise_is_not():

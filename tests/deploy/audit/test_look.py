@@ -13,7 +13,7 @@ from deploy.bench import Bench
 from deploy.cli import cli
 from deploy.errors import MissingExtraError, UserError
 from deploy.record import SessionOptions
-from tests.deploy.tiny_onnx import model
+from tests.deploy.tiny_onnx import linear, model
 
 try:
     import onnx
@@ -151,8 +151,20 @@ def test_layers_and_whole_calls_are_timed_beside_those_of_the_other_model(write)
     assert 0 < parts.layers_us <= parts.total_us
     assert parts.conversions_us > 0
     assert 0 < found.speedup.low <= found.speedup.value <= found.speedup.high
+    ratio = found.reference_times.total_us / found.times.total_us
+    assert ratio == pytest.approx(found.speedup.value)
+    assert found.reference_int8_layers == 2
     assert heard[-1] == (5, 5)
     assert found.verdict.count("3 of 3 layers run in int8") == 1
+
+
+@needs_onnx
+def test_a_model_of_other_samples_is_nothing_to_be_held_against(write):
+    other = write(linear(np.ones((6, 4))), "other.onnx")
+    with pytest.raises(
+        UserError, match=r"other\.onnx: takes samples of shape \(6,\) and .*\(3, 6, 6\)"
+    ):
+        audit(write(chain()), against=other)
 
 
 @needs_onnx
@@ -166,12 +178,22 @@ def test_without_a_race_layers_are_timed_and_no_speed_up_is_claimed(write):
 
 @pytest.mark.parametrize(
     ("theirs", "slower"),
-    [([2.0, 2.0, 2.0], True), ([2.0, 2.9, 2.0], False), ([2.8, 2.8, 2.8], False), ([], False)],
-    ids=["each time", "not each time", "hardly", "nothing beside it"],
+    [
+        ([20.0, 20.0, 20.0], True),
+        ([20.0, 29.0, 20.0], False),
+        ([28.0, 28.0, 28.0], False),
+        ([0.0, 0.0, 0.0], False),
+        ([], False),
+    ],
+    ids=["each time", "not each time", "hardly", "too short to tell", "nothing beside it"],
 )
 def test_a_layer_is_slower_where_it_was_so_each_time(theirs, slower):
-    ours = [{"stem": 3.0}] * 3
+    ours = [{"stem": 30.0}] * 3
     assert _slower(ours, [{"stem": took} for took in theirs], "stem") == slower
+
+
+def test_less_than_a_microsecond_makes_no_layer_slower():
+    assert not _slower([{"dense": 3.5}] * 5, [{"dense": 3.0}] * 5, "dense")
 
 
 @needs_onnx

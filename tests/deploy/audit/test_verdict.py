@@ -51,7 +51,7 @@ def made(*, stem, reference_stem, speedup, conversions=2.0, other=5.0, int8=True
 def test_a_stem_that_is_slower_in_int8_is_blamed_by_name():
     found = made(stem=50.0, reference_stem=40.0, speedup=(1.01, 0.97, 1.05))
     assert verdict(found) == (
-        "will not speed up on this machine (1.01× [0.97, 1.05]), because 75% of the time is 'stem', a "
+        "the model will not speed up on this machine (1.01× [0.97, 1.05]), because 75% of the time is 'stem', a "
         "1-channel Conv, slower in int8 (50.0 µs) than in float (40.0 µs): exclude it, or try lightship "
         "quantize --kind layout, by which 'stem' may compute several columns at once; 2 of 2 layers "
         "run in int8, 100% of the multiply-accumulates"
@@ -61,7 +61,7 @@ def test_a_stem_that_is_slower_in_int8_is_blamed_by_name():
 def test_what_grew_most_is_blamed_for_a_model_that_became_slower():
     found = made(stem=10.0, reference_stem=10.0, conversions=60.0, speedup=(0.4, 0.32, 0.5))
     assert verdict(found).startswith(
-        "is 2.50× [2.00, 3.12] slower than fp32.onnx on this machine, because 71% of the time is "
+        "the model is 2.50× [2.00, 3.12] slower than fp32.onnx on this machine, because 71% of the time is "
         "quantizing, dequantizing"
     )
 
@@ -74,7 +74,7 @@ def test_a_float_layer_that_takes_most_of_the_time_is_blamed_with_its_reason():
 def test_a_model_that_is_faster_is_said_to_be_and_its_slow_layers_are_named():
     found = made(stem=3.0, reference_stem=2.5, speedup=(1.4, 1.34, 1.45))
     assert verdict(found) == (
-        "is 1.40× [1.34, 1.45] as fast as fp32.onnx on this machine; 2 of 2 layers run in int8, 100% of "
+        "the model is 1.40× [1.34, 1.45] as fast as fp32.onnx on this machine; 2 of 2 layers run in int8, 100% of "
         "the multiply-accumulates; slower in int8: stem: try lightship quantize --kind layout, by "
         "which 'stem' may compute several columns at once"
     )
@@ -82,14 +82,23 @@ def test_a_model_that_is_faster_is_said_to_be_and_its_slow_layers_are_named():
 
 def test_sums_of_layer_times_decide_nothing_that_whole_calls_did_not_show():
     found = made(stem=90.0, reference_stem=40.0, speedup=(1.2, 1.1, 1.3))
-    assert verdict(found).startswith("is 1.20× [1.10, 1.30] as fast as fp32.onnx")
+    assert verdict(found).startswith("the model is 1.20× [1.10, 1.30] as fast as fp32.onnx")
 
 
 def test_a_difference_inside_the_noise_is_called_noise_and_blamed_on_nothing():
     found = made(stem=50.0, reference_stem=40.0, speedup=(1.08, 0.92, 1.26))
     assert verdict(found) == (
-        "cannot be told from fp32.onnx by its speed here (1.08× [0.92, 1.26]): the noise of this "
+        "the model cannot be told from fp32.onnx by its speed here (1.08× [0.92, 1.26]): the noise of this "
         "machine hides any difference; 2 of 2 layers run in int8, 100% of the multiply-accumulates"
+    )
+
+
+def test_nothing_is_blamed_where_nothing_more_is_in_int8():
+    found = msgspec.structs.replace(
+        made(stem=50.0, reference_stem=50.0, speedup=(1.0, 0.99, 1.02)), reference_int8_layers=2
+    )
+    assert verdict(found).startswith(
+        "the model is as fast as fp32.onnx on this machine but for noise (1.00× [0.99, 1.02]), and has no"
     )
 
 

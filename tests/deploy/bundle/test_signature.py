@@ -1,10 +1,12 @@
 import json
+import re
 import shutil
+import zipfile
 
 import pytest
 from click.testing import CliRunner
 
-from deploy import load
+from deploy import load, remote
 from deploy.bundle.footprint import fitting, footprint
 from deploy.bundle.opened import open_bundle
 from deploy.cli import cli
@@ -139,7 +141,7 @@ def test_keys_that_are_none_are_a_mistake_made_before_any_work(signed, tmp_path)
         assert why in result.stderr
         assert not (tmp_path / "new.lship").exists()
     with pytest.raises(UserError, match="is no public key"):
-        open_bundle(bundle, public_key=tmp_path / "none.pem")
+        open_bundle(bundle, public_key=tmp_path / "colours/test.npz")
 
 
 COMMANDS = {
@@ -210,3 +212,58 @@ def test_a_bundle_that_was_exchanged_since_it_was_checked_is_not_measured(signed
     other = open_bundle(make(tmp_path, "other.lship", "--name", "other"))
     with pytest.raises(UserError, match="is another bundle than the one that was checked"):
         footprint(signed[0], digest=other.digest)
+
+
+@pytest.mark.parametrize("what", ["key", "signature"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "--max-size", "1MB", "--junit"),
+        ("check", "--max-size", "1MB", "--markdown"),
+        ("bench", "--out"),
+    ],
+)
+def test_no_result_is_written_over_a_key_or_a_signature(signed, words, what):
+    bundle, public = signed
+    place = public if what == "key" else bundle.with_name("m.lship.sig")
+    before = place.read_bytes()
+    line = one_line(*words, place, bundle, "--public-key", public)
+    assert f"{place} is taken" in line
+    assert place.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_what_is_sent_to_another_machine_is_what_was_checked(tmp_path, monkeypatch, folder):
+    private, public = write_keys(tmp_path / "keys")
+    bundle = make(tmp_path, "m.lship", "--sign", private)
+    if folder:
+        unpacked = tmp_path / "unpacked"
+        with zipfile.ZipFile(bundle) as archive:
+            archive.extractall(unpacked)
+        bundle.with_name("m.lship.sig").rename(tmp_path / "unpacked.sig")
+        bundle = unpacked
+
+    def sent(there, verb, words, files, **_):
+        (copy,) = files.values()
+        assert copy != bundle
+        assert open_bundle(copy, public_key=public).manifest.name
+        raise UserError(f"{copy.name}: it was sent")
+
+    monkeypatch.setattr(remote, "_asked", sent)
+    there = remote.Remote(host="nowhere")
+    with pytest.raises(UserError, match=f"^{re.escape(str(bundle))}: it was sent"):
+        remote.bench_on(there, [bundle], {}, public_key=public, on_line=print)
+
+
+def test_a_bundle_whose_signature_has_no_place_is_not_written(tmp_path):
+    private, _ = write_keys(tmp_path / "keys")
+    (tmp_path / "m.lship.sig").mkdir()
+    with pytest.raises(AssertionError, match=r"m\.lship\.sig is a folder"):
+        make(tmp_path, "m.lship", "--sign", private)
+    assert not (tmp_path / "m.lship").exists()
+
+
+def test_a_key_that_is_not_there_is_said_to_be_missing(signed, tmp_path):
+    bundle, _ = signed
+    line = one_line("bench", bundle, "--public-key", tmp_path / "none.pem")
+    assert "none.pem: cannot be read: No such file or directory" in line
