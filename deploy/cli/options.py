@@ -122,7 +122,7 @@ def _reachable(option: str, place: Path) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:  # also links in a circle, and a zero byte
         why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{option}: {place} cannot be written ({why}); name another place"
+            f"{option}: {place} cannot be written: {why}; name another place"
         ) from error
 
 
@@ -136,7 +136,7 @@ def _require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass  # permissions alone do not tell: file systems differ
     except OSError as error:
-        raise OSError(error.errno, f"{there} takes no file: {error.strerror}") from error
+        raise OSError(error.errno, f"{there} takes no file ({error.strerror})") from error
 
 
 def require_picture(option: str, place: Path | None, *taken: Path | None) -> None:

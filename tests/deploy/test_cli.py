@@ -74,7 +74,7 @@ def test_an_interrupted_bench_keeps_nothing_and_does_not_say_it_does(folder, mon
         ("link.onnx", "link.onnx is taken"),
         ("bundle/a.onnx", "bundle/a.onnx is taken"),
         ("folder.onnx", "folder.onnx is a folder; name a file"),
-        ("set.npz/a.onnx", "set.npz takes no file: Not a directory)"),
+        ("set.npz/a.onnx", "set.npz takes no file (Not a directory)"),
     ],
 )
 def test_a_place_that_no_result_can_go_to_is_refused_with_the_reason(folder, place, says):
@@ -110,7 +110,7 @@ def test_a_place_where_the_system_lets_nobody_write_is_refused(folder, monkeypat
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with pytest.raises(
-        UserError, match=r"a\.json cannot be written \(.* takes no file: Permission denied\); name"
+        UserError, match=r"a\.json cannot be written: .* takes no file \(Permission denied\); name"
     ):
         require_place("--out", Path("a.json"))
 
