@@ -56,14 +56,14 @@ def audit(
         options: how the model is opened.
         against: a second model to time beside it, as its float form; layers are paired by name.
         timed: whether to run the model at all; reading the graph takes milliseconds.
-        race_settings: how whole calls are timed against ``against``, but for the threads, which are
-            those of ``options``; None to time layers alone.
+        race_settings: how whole calls are timed against ``against``, but for threads, arena and mmap,
+            which are those of ``options``; None to time layers alone.
         seed: of the random inputs and the order in which models run.
         on_progress: called with processes done and processes in all, of the timing of whole calls.
 
     Raises:
         UserError: if a file is missing or no model that ``open_model`` takes, or ``against`` is
-            given and one of the two is a ``.tflite`` file.
+            given and one of the two is a ``.tflite`` file or they take samples of other shapes.
         MissingExtraError: if ``onnx`` is not installed, as on a device.
     """
     if any(
@@ -76,15 +76,18 @@ def audit(
             )
         return audit_tflite(path, options)
     model = _load(path, options)
-    reference = _load(against, options) if against is not None else None
+    reference = None
     if against is not None:
+        reference = _load(against, options)
         _require_same_samples(path, against, options)
     running = optimized(model, options=options)
     kernels = kernels_of(model, running)
     seen = profiles([m for m in (model, reference) if m], options, seed=seed) if timed else []
     raced: list[Timed] = []
     environment = this_environment()
-    settings = msgspec.structs.replace(race_settings or RACE, threads=options.threads)
+    settings = msgspec.structs.replace(
+        race_settings or RACE, threads=options.threads, arena=options.arena, mmap=options.mmap
+    )
     if timed and against is not None and race_settings is not None:
         raced = timed_together([path, against], settings, seed=seed, on_progress=on_progress)
         seen = [_scaled(one, raced, index) for index, one in enumerate(seen)]
