@@ -1,4 +1,6 @@
-"""Tiny ONNX files of equal layers, to time a layer by its width, written without the onnx package.
+"""Tiny ONNX files that ask the runtime what it does here, written without the onnx package.
+
+Equal layers, to time a layer by its width; and one sum of int8 products, to see whether it overflows.
 
 A device has no onnx, and a protocol buffer is a list of numbered fields: those of ``onnx.proto``
 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
@@ -30,6 +32,8 @@ _ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
 _OPSET, _IR_VERSION = 17, 8
 _ACTIVATION_SCALE = 1 / 64
 """Of every quantized activation; what is computed does not matter, only how long it takes."""
+SUMMED = 64
+"""Products that ``sum_model`` adds."""
 
 
 class Probe(Record, frozen=True):
@@ -95,7 +99,18 @@ def probe_model(
             ]
     kind = "float32" if precision == "float32" else _CODES[scheme.activations]
     shape = ("batch", width, *sides)
-    return _model(nodes, stored, kind=kind, shape=shape, output=f"x{probe.depth}")
+    return _model(nodes, stored, _value("x0", kind, shape), _value(f"x{probe.depth}", kind, shape))
+
+
+def sum_model() -> bytes:
+    """Return the bytes of an ONNX model of ``x0`` (1, SUMMED), uint8, that gives 127 times its sum, int32.
+
+    In the kernel that ONNX Runtime takes for products of unsigned by signed bytes.
+    """
+    node = _Node("MatMulInteger", ("x0", "w"), "sum", {})
+    weights = np.full((SUMMED, 1), 127, np.int8)
+    made = _value("sum", "int32", (1, 1))
+    return _model([node], {"w": weights}, _value("x0", "uint8", (1, SUMMED)), made)
 
 
 def _int8_weights(layer: int, weights: npt.NDArray[np.float32], scheme: Scheme) -> Stored:
@@ -132,22 +147,15 @@ def _product(operator: Operator, probe: Probe, inputs: tuple[str, ...], output: 
     return _Node("Conv", inputs, output, {"kernel_shape": window, "auto_pad": "SAME_UPPER"})
 
 
-def _model(
-    nodes: Sequence[_Node],
-    stored: Stored,
-    *,
-    kind: str,
-    shape: Sequence[int | str],
-    output: str,
-) -> bytes:
-    """Return a ModelProto that reads ``x0`` and gives ``output``, both of one type and shape."""
+def _model(nodes: Sequence[_Node], stored: Stored, reads: bytes, gives: bytes) -> bytes:
+    """Return a ModelProto of nodes and constants, and of one input and one output, as ``_value`` has them."""
     graph = b"".join(
         [
             *(_field(1, _node(node)) for node in nodes),
             _field(2, b"probe"),
             *(_field(5, _tensor(name, array)) for name, array in stored.items()),
-            _field(11, _value("x0", kind, shape)),
-            _field(12, _value(output, kind, shape)),
+            _field(11, reads),
+            _field(12, gives),
         ]
     )
     opset = _field(1, b"") + _number(2, _OPSET)

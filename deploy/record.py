@@ -166,9 +166,9 @@ class SessionOptions(Record, frozen=True):
     disabled_optimizers: tuple[str, ...] = ("WeightBiasQuantization",)
     """ONNX Runtime >= 1.23 re-quantises excluded float layers at load unless this one is off."""
     exact_sums: bool = True
-    """Add int8 products without overflow everywhere, ``session.x64quantprecision`` of ONNX Runtime.
-    An x86 with AVX2 and without VNNI then takes slower kernels for layers whose weights need them, and
-    for no others."""
+    """Add int8 products without overflow everywhere: ``session.x64quantprecision`` of ONNX Runtime where
+    its fast kernels overflow. An x86 with AVX2 and without VNNI then takes slower kernels for layers whose
+    weights need them, and for no others."""
     arena: bool = True
     """Keep memory that a run gave back for the next one; without, a run takes and returns its own."""
     mmap: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ import onnxruntime as ort
 from deploy.binding import BoundSample
 from deploy.errors import MissingExtraError, UserError
 from deploy.litert import LiteRt, litert_version
-from deploy.machine import this_target, usable_cores
+from deploy.machine import SCHEMES, this_target, usable_cores
 from deploy.preprocess import Op, apply
+from deploy.probes import SUMMED, sum_model
 from deploy.record import Goal, Record, SessionOptions
 from deploy.tflite import is_tflite
 
@@ -273,6 +275,31 @@ def require_startable(threads: int) -> None:
         )
 
 
+@functools.cache
+def fast_sums_overflow() -> bool:
+    """Say whether the fast kernels that ONNX Runtime takes here for int8 products overflow.
+
+    They do on an x86 without VNNI. The kernels themselves are asked, once a process: what the system
+    says of an emulated processor is that of its host. Exact sums are not simply asked for everywhere:
+    on a processor with VNNI and without AMX, ONNX Runtime 1.32 then takes kernels half as fast.
+    """
+    target = this_target()
+    if target == "arm64":
+        return False
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 4
+    # The exceptions of ONNX Runtime's C extension share no base class below Exception; a build for one
+    # model may lack the operator.
+    with contextlib.suppress(Exception):
+        session = ort.InferenceSession(
+            sum_model(), sess_options=settings, providers=["CPUExecutionProvider"]
+        )
+        (made,) = session.run(None, {"x0": np.full((1, SUMMED), 255, np.uint8)})
+        return bool(made.item() != SUMMED * 255 * 127)
+    return SCHEMES[target].reduce_range
+
+
 def ort_options(options: SessionOptions) -> ort.SessionOptions:
     """Return the ONNX Runtime options that ``options`` stand for.
 
@@ -289,7 +316,7 @@ def ort_options(options: SessionOptions) -> ort.SessionOptions:
         # The second keeps the weights in the mapping; without it they are copied out again.
         for key in ("use_memory_mapped_ort_model", "use_ort_model_bytes_for_initializers"):
             settings.add_session_config_entry(f"session.{key}", "1")
-    if options.exact_sums:
+    if options.exact_sums and fast_sums_overflow():
         settings.add_session_config_entry("session.x64quantprecision", "1")
     if options.disabled_optimizers:
         settings.add_session_config_entry(
@@ -400,7 +427,7 @@ def start_session(
             disabled_optimizers=list(disabled_optimizers),
         )
 
-    if options.exact_sums and this_target() == "x86-avx2":
+    if options.exact_sums and fast_sums_overflow():
         # The exceptions of ONNX Runtime's C extension share no base class below Exception.
         with contextlib.suppress(Exception):
             return started(options)

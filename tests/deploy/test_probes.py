@@ -1,10 +1,11 @@
 """The layers that are timed are those that a network would have."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from deploy.machine import SCHEMES
-from deploy.probes import Probe, probe_model
+from deploy.probes import SUMMED, Probe, probe_model, sum_model
 from deploy.session import open_model, random_inputs
 
 SMALL = Probe(size=5, kernel=3, depth=2)
@@ -50,3 +51,34 @@ def test_int8_and_float_probes_of_a_width_store_the_same_layer_in_fewer_bytes():
         for precision in ("float32", "int8")
     ]
     assert sizes[0] / sizes[1] > 3.5
+
+
+def test_the_sum_is_that_of_the_products():
+    x = np.arange(SUMMED, dtype=np.uint8)[None]
+    assert open_model(sum_model()).run(x).tolist() == [[127 * int(x.sum())]]
+
+
+@pytest.mark.parametrize("width", [8, 16, 64, 128])
+@pytest.mark.parametrize("operator", ["conv", "dense"])
+def test_layers_of_8_bits_give_here_what_they_give_in_float(operator, width):
+    """On every machine, as a model is opened: sums that overflow would be far off."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: a device has none")
+    content = probe_model(operator, "int8", width, Probe(size=6, depth=1), SCHEMES["x86-vnni"])
+    model = onnx.load_from_string(content)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    count = int(np.prod(stored["w0"].dims))
+    codes = np.where(np.arange(count) % 7 < 5, 127, -127)  # the largest there are
+    stored["w0"].raw_data = codes.astype(np.int8).tobytes()
+    step = width / count / 100  # results in the middle of their range
+    stored["w0_scale"].raw_data = np.full(width, step, np.float32).tobytes()
+    opened = open_model(model.SerializeToString())
+    x = np.full((4, *opened.input_shape), 255, np.uint8)
+    x[1:] -= np.random.default_rng(0).integers(0, 80, x[1:].shape, dtype=np.uint8)
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = ort.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    expected = plain.run(None, {"x0": x})[0].astype(int)
+    assert expected.std() > 1
+    assert np.abs(opened.run(x).astype(int) - expected).max() <= 1

@@ -6,10 +6,10 @@ import pytest
 
 from deploy.bench import Bench
 from deploy.errors import UserError
-from deploy.machine import usable_cores
+from deploy.machine import this_target, usable_cores
 from deploy.preprocess import Cast, Normalize, Reshape, Scale
 from deploy.record import SessionOptions
-from deploy.session import ModelMetadata, open_model, ort_options
+from deploy.session import ModelMetadata, fast_sums_overflow, open_model, ort_options
 from tests.deploy import tiny_onnx
 
 METADATA = ModelMetadata(
@@ -214,10 +214,47 @@ def test_the_options_reach_onnx_runtime():
     default = ort_options(SessionOptions())
     assert default.get_session_config_entry(key) == "WeightBiasQuantization"
     assert default.intra_op_num_threads == 1
-    assert default.get_session_config_entry("session.x64quantprecision") == "1"
-    fast = ort_options(SessionOptions(exact_sums=False))
-    with pytest.raises(RuntimeError):  # it is not set
-        fast.get_session_config_entry("session.x64quantprecision")
+
+
+def asks_for_exact_sums(options):
+    try:
+        return ort_options(options).get_session_config_entry("session.x64quantprecision") == "1"
+    except RuntimeError:  # it is not set
+        return False
+
+
+@pytest.mark.parametrize("overflow", [True, False])
+def test_exact_sums_are_asked_for_where_fast_ones_overflow_and_nowhere_else(overflow, monkeypatch):
+    """Where they do not, ONNX Runtime may take kernels half as fast all the same."""
+    monkeypatch.setattr("deploy.session.fast_sums_overflow", lambda: overflow)
+    assert asks_for_exact_sums(SessionOptions()) == overflow
+    assert not asks_for_exact_sums(SessionOptions(exact_sums=False))
+
+
+@pytest.fixture
+def asked_anew():
+    fast_sums_overflow.cache_clear()
+    yield
+    fast_sums_overflow.cache_clear()
+
+
+def test_whether_fast_sums_overflow_is_asked_of_the_kernels(asked_anew, monkeypatch):
+    """What the system says of an emulated processor is that of its host."""
+    here = this_target()
+    said = {"x86-vnni": "x86-avx2", "x86-avx2": "x86-vnni"}.get(here, here)
+    monkeypatch.setattr("deploy.session.this_target", lambda: said)
+    assert fast_sums_overflow() == (here == "x86-avx2")
+
+
+@pytest.mark.parametrize(
+    ("target", "overflow"), [("x86-vnni", False), ("x86-avx2", True), ("arm64", False)]
+)
+def test_where_the_kernels_cannot_be_asked_the_processor_tells(
+    target, overflow, asked_anew, monkeypatch
+):
+    monkeypatch.setattr("deploy.session.sum_model", lambda: b"a build without this operator")
+    monkeypatch.setattr("deploy.session.this_target", lambda: target)
+    assert fast_sums_overflow() == overflow
 
 
 def test_what_stops_onnx_runtime_with_exact_sums_is_opened_with_fast_ones(monkeypatch):
@@ -230,10 +267,10 @@ def test_what_stops_onnx_runtime_with_exact_sums_is_opened_with_fast_ones(monkey
         return ort_options(options)
 
     monkeypatch.setattr("deploy.session.ort_options", once)
-    monkeypatch.setattr("deploy.session.this_target", lambda: "x86-avx2")
+    monkeypatch.setattr("deploy.session.fast_sums_overflow", lambda: True)
     open_model(tiny_onnx.linear(np.eye(3)))
     assert asked == [True, False]
-    monkeypatch.setattr("deploy.session.this_target", lambda: "arm64")
+    monkeypatch.setattr("deploy.session.fast_sums_overflow", lambda: False)
     with pytest.raises(UserError, match="Attempt to replace"):
         open_model(tiny_onnx.linear(np.eye(3)))
 
