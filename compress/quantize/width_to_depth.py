@@ -1,13 +1,17 @@
 """Int8 convolutions of few channels that compute several columns of their result at once.
 
 ONNX Runtime's int8 convolution copies, for each pixel of the result, the pixels that it sees beside
-each other, and multiplies the copies with a matrix of the weights. Of an image of one channel it
-copies single bytes and multiplies them with a narrow matrix: such a layer is slower in int8 than in
-float. In memory, channels last, ``c`` neighbouring columns of one channel are the same bytes as one
-column of ``c`` channels. A convolution of the latter, with the weights at the places that the columns
-have in it and zeros elsewhere, gives the same sums in a matrix of a better shape. The idea is the
-space-to-depth of a TPU's first convolution (Ying et al. 2018, "Image classification at supercomputer
-scale", section 4.3), along the width alone, which costs no copy.
+each other, and multiplies the copies with a matrix of the weights. Where channels are few it copies
+few bytes at a time and multiplies them with a narrow matrix: such a layer is slower in int8 than it
+could be, and the first one slower than in float. A kernel that reaches over what ``c`` neighbouring
+columns of the result see, and has the weights ``c`` times, each time a column further and zeros
+elsewhere, gives the same sums in fewer and larger copies and a matrix of a better shape. In memory,
+channels last, ``c`` columns of its results are the same bytes as one column of ``c`` times as many.
+
+ONNX Runtime's fastest kernels read channels by fours. Where they are fewer, neighbouring columns of
+the image are read as channels of one, which are the same bytes too: the space-to-depth of a TPU's
+first convolution (Ying et al. 2018, "Image classification at supercomputer scale", section 4.3),
+along the width alone, which costs no copy.
 """
 
 from __future__ import annotations
@@ -42,8 +46,9 @@ from deploy.kernels import int8_layers
 
 Array = npt.NDArray[Any]
 
-_FEW_CHANNELS = 8
+_FEW_CHANNELS = 16
 _MOST_COLUMNS = 16
+_CHANNELS_READ_AT_ONCE = 4
 _AFTER = "channels_to_columns"
 """What the node is called, behind the layer's name, that brings several columns of a result apart."""
 
@@ -83,10 +88,27 @@ class _Thin:
         return int(attributes(self.node).get("pads", [0, 0, 0, 0])[1])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reach:
+    """What a kernel that computes several columns sees of an image.
+
+    Attributes:
+        block: columns of the image that are read as channels of one.
+        first: the first block that the first columns of the result see; none or negative.
+        blocks: how many of them the kernel sees.
+        behind: how many to pad behind the image.
+    """
+
+    block: int
+    first: int
+    blocks: int
+    behind: int
+
+
 def columns_that_fit(model: Any) -> dict[str, tuple[int, ...]]:
     """Return how many columns the int8 convolutions of few channels may compute at once, by name.
 
-    Up to eight channels and sixteen columns. Layers that can compute but one are missing, and those
+    Up to sixteen channels and sixteen columns. Layers that can compute but one are missing, and those
     that compute several already.
 
     Args:
@@ -96,7 +118,7 @@ def columns_that_fit(model: Any) -> dict[str, tuple[int, ...]]:
     running = int8_layers(model, target=target_of(model)) if thin else {}
     fits = {
         one.node.name: tuple(
-            columns for columns in range(2, _MOST_COLUMNS + 1) if _pads(one, columns) is not None
+            columns for columns in range(2, _MOST_COLUMNS + 1) if _reach(one, columns) is not None
         )
         for one in thin
         if one.node.name in running
@@ -158,8 +180,8 @@ def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
     twin.CopyFrom(model)
     for name, count in columns.items():
         thin = next(thin for thin in _thin(twin) if thin.node.name == name)
-        if (pads := _pads(thin, count)) is not None:
-            _widen(twin.graph, thin, count, pads)
+        if (reach := _reach(thin, count)) is not None:
+            _widen(twin.graph, thin, count, reach)
     return finished(without_dead_parts(twin), model)
 
 
@@ -262,54 +284,56 @@ def _plain(settings: Mapping[str, Any]) -> bool:
     ) == {1}
 
 
-def _pads(thin: _Thin, columns: int) -> tuple[int, int, int] | None:
-    """Return the first block of columns that a result sees, their number, and those to pad behind.
-
-    A block is what ``columns`` columns of the result are apart in the image. None if the image or
-    the result are no whole number of blocks, or the convolution leaves the image's last block unread.
-    """
+def _reach(thin: _Thin, columns: int) -> _Reach | None:
+    """Return what a kernel that computes several columns sees; None if the result is no whole number of them."""
     width, made = thin.shape[2], thin.made[2]
-    block = columns * thin.stride
-    if made % columns or width % block:
+    if made % columns:
         return None
+    step = columns * thin.stride
+    block = next(
+        (
+            block
+            for block in range(1, step + 1)
+            if not (width % block or step % block or block * thin.shape[0] % _CHANNELS_READ_AT_ONCE)
+        ),
+        1,
+    )
     first = -thin.left // block
     last = ((columns - 1) * thin.stride - thin.left + thin.size[1] - 1) // block
-    behind = (made // columns - 1) + last - (width // block - 1)
-    return (first, last - first + 1, behind) if behind >= 0 else None
+    behind = (made // columns - 1) * step // block + last - (width // block - 1)
+    # What no kernel saw stays unseen: it is less than what two of them are apart.
+    return _Reach(block=block, first=first, blocks=last - first + 1, behind=max(behind, 0))
 
 
-def _widened(kernel: Array, thin: _Thin, columns: int, pads: tuple[int, int, int]) -> Array:
+def _widened(kernel: Array, thin: _Thin, columns: int, reach: _Reach) -> Array:
     """Return the weights that give ``columns`` columns, ``(columns × outputs, block × channels, …)``.
 
     Args:
         kernel: ``(outputs, channels of a group, rows, columns)``.
         thin: the layer.
         columns: of the result.
-        pads: as ``_pads`` gives them.
+        reach: what the new kernel sees.
     """
-    first, blocks, _ = pads
-    block = columns * thin.stride
     outputs, each, rows, taps = kernel.shape
     channels = thin.shape[0]
     per_group = outputs // (channels // each)
-    wide = np.zeros((columns, outputs, block, channels, rows, blocks), kernel.dtype)
+    wide = np.zeros((columns, outputs, reach.block, channels, rows, reach.blocks), kernel.dtype)
     for output in range(outputs):
         group = output // per_group * each
         for column in range(columns):
             for tap in range(taps):
-                at, within = divmod(column * thin.stride - thin.left + tap, block)
-                wide[column, output, within, group : group + each, :, at - first] = kernel[
+                at, within = divmod(column * thin.stride - thin.left + tap, reach.block)
+                wide[column, output, within, group : group + each, :, at - reach.first] = kernel[
                     output, :, :, tap
                 ]
-    return wide.reshape(columns * outputs, block * channels, rows, blocks)
+    return wide.reshape(columns * outputs, reach.block * channels, rows, reach.blocks)
 
 
-def _widen(graph: Any, thin: _Thin, columns: int, pads: tuple[int, int, int]) -> None:
+def _widen(graph: Any, thin: _Thin, columns: int, reach: _Reach) -> None:
     """Let a layer of a graph compute several columns at once."""
     import onnx
 
     name, stored = thin.node.name, constants(graph)
-    first, blocks, behind = pads
     (channels, rows, width), (outputs, made_rows, made_width) = thin.shape, thin.made
 
     def put(tensor: str, values: Array) -> str:
@@ -323,22 +347,28 @@ def _widen(graph: Any, thin: _Thin, columns: int, pads: tuple[int, int, int]) ->
             kind, [given, *shape], [f"{name}/{what}:0"], name=f"{name}/{what}", **how
         )
 
-    _widen_constants(stored, thin, columns, pads)
+    _widen_constants(stored, thin, columns, reach)
     # Values are moved as the integers that they are stored as.
     nodes = list(graph.node)
-    given, in_rows, folded = _stored(graph, thin)
-    if not in_rows:
-        folded.append(moved("Transpose", given, "channels_last", perm=CHANNELS_LAST))
+    image, folded = thin.node.input[0], []
+    if reach.block > 1 or channels == 1:
+        given, in_rows, folded = _stored(graph, thin)
+        if not in_rows:
+            folded.append(moved("Transpose", given, "channels_last", perm=CHANNELS_LAST))
+            given = folded[-1].output[0]
+        shape = [-1, rows, width // reach.block, reach.block * channels]
+        folded.append(moved("Reshape", given, "columns_to_channels", shape=shape))
         given = folded[-1].output[0]
-    shape = [-1, rows, width // (columns * thin.stride), columns * thin.stride * channels]
-    folded.append(moved("Reshape", given, "columns_to_channels", shape=shape))
-    folded.append(moved("Transpose", folded[-1].output[0], "channels_first", perm=CHANNELS_FIRST))
-    image = onnx.helper.make_node(
-        "DequantizeLinear",
-        [folded[-1].output[0], *thin.image.input[1:]],
-        [f"{name}/columns"],
-        name=f"{name}/columns/dequantize",
-    )
+        folded.append(moved("Transpose", given, "channels_first", perm=CHANNELS_FIRST))
+        image = f"{name}/columns"
+        folded.append(
+            onnx.helper.make_node(
+                "DequantizeLinear",
+                [folded[-1].output[0], *thin.image.input[1:]],
+                [image],
+                name=f"{image}/dequantize",
+            )
+        )
     result = thin.result.output[0]
     thin.result.output[0] = f"{name}/results"
     unfolded = [moved("Transpose", thin.result.output[0], "results_last", perm=CHANNELS_LAST)]
@@ -352,15 +382,15 @@ def _widen(graph: Any, thin: _Thin, columns: int, pads: tuple[int, int, int]) ->
     top, _, bottom, _ = settings.get("pads", [0, 0, 0, 0])
     wide = onnx.helper.make_node(
         "Conv",
-        [image.output[0], *thin.node.input[1:]],
+        [image, *thin.node.input[1:]],
         thin.node.output,
         name=name,
-        kernel_shape=[thin.size[0], blocks],
-        strides=[settings.get("strides", [1, 1])[0], 1],
-        pads=[top, -first, bottom, behind],
+        kernel_shape=[thin.size[0], reach.blocks],
+        strides=[settings.get("strides", [1, 1])[0], columns * thin.stride // reach.block],
+        pads=[top, -reach.first, bottom, reach.behind],
     )
     at = nodes.index(thin.node)
-    nodes[at : at + 1] = [*folded, image, wide]
+    nodes[at : at + 1] = [*folded, wide]
     at = nodes.index(thin.result)
     nodes[at + 1 : at + 1] = unfolded
     del graph.node[:]
@@ -368,7 +398,7 @@ def _widen(graph: Any, thin: _Thin, columns: int, pads: tuple[int, int, int]) ->
 
 
 def _widen_constants(
-    stored: Mapping[str, Any], thin: _Thin, columns: int, pads: tuple[int, int, int]
+    stored: Mapping[str, Any], thin: _Thin, columns: int, reach: _Reach
 ) -> None:
     """Put a layer's weights, its biases and, where there is one a channel, their scales, in columns."""
     import onnx
@@ -377,7 +407,7 @@ def _widen_constants(
         for tensor in reader.input:
             values = array_of(stored[tensor])
             if tensor == thin.kernel.input[0]:
-                values = _widened(values, thin, columns, pads)
+                values = _widened(values, thin, columns, reach)
             elif values.ndim:  # one for each of the outputs
                 values = np.tile(values, columns)
             stored[tensor].CopyFrom(onnx.numpy_helper.from_array(values, tensor))

@@ -7,7 +7,7 @@ from onnx import numpy_helper
 from compress.quantize.static import QuantizeStatic
 from compress.quantize.width_to_depth import columns_of, columns_that_fit, width_to_depth
 from deploy.errors import UserError
-from deploy.graph import array_of, weighted_nodes
+from deploy.graph import array_of, attributes, weighted_nodes
 from deploy.kernels import int8_layers, optimized
 from tests.compress.quantize.applying import apply, run
 from tests.compress.quantize.networks import images, network
@@ -38,7 +38,7 @@ SAME = {"kernel": (3, 3), "pads": (1, 1, 1, 1)}
 
 @st.composite
 def geometries(draw):
-    channels = draw(st.integers(1, 4))
+    channels = draw(st.integers(1, 6))
     group = draw(st.sampled_from([1, channels]))
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     pads = tuple(draw(st.integers(0, (size - 1))) for size in (*kernel, *kernel))
@@ -65,7 +65,7 @@ def test_every_number_is_that_of_the_layer_as_it_was(geometry, data):
     np.testing.assert_array_equal(run(made, x), run(model, x))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 16])
 def test_onnx_runtime_moves_nothing_for_it(channels):
     """Columns and channels are reshaped: no transpose but those that one column takes as well."""
     model = single((channels, 8, 8), outputs=4, **SAME)
@@ -108,22 +108,41 @@ def test_the_input_is_left_alone_and_no_columns_change_nothing():
     assert model.SerializeToString() == before
 
 
-def test_columns_fit_where_image_and_result_are_whole_blocks():
+def test_columns_fit_where_the_result_is_a_whole_number_of_them():
     assert columns_that_fit(single((1, 5, 12), outputs=2, **SAME)) == {"conv": (2, 3, 4, 6, 12)}
     halved = single((1, 5, 12), outputs=2, strides=(2, 2), **SAME)
     assert columns_that_fit(halved) == {"conv": (2, 3, 6)}
     valid = single((1, 5, 28), outputs=2, kernel=(5, 5))
-    assert columns_that_fit(valid) == {"conv": (2, 4)}
+    assert columns_that_fit(valid) == {"conv": (2, 3, 4, 6, 8, 12)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "wide", "stride"),
+    [
+        ((1, 8, 8), 4, (16, 4, 3, 3), 1),  # four columns of one channel are read as one of four
+        ((2, 8, 8), 4, (16, 4, 3, 4), 2),
+        ((4, 8, 8), 4, (16, 4, 3, 6), 4),  # four channels are read as they are
+        ((1, 8, 6), 3, (12, 1, 3, 5), 3),  # three columns are no four channels
+        ((3, 8, 8), 4, (16, 12, 3, 3), 1),
+    ],
+)
+def test_channels_are_read_by_fours_where_columns_allow_and_nothing_beyond_is_seen(
+    shape, columns, wide, stride
+):
+    made = width_to_depth(single(shape, outputs=4, **SAME), {"conv": columns})
+    (found,) = weighted_nodes(made.graph)
+    assert tuple(found.weight.dims) == wide
+    assert attributes(found.node)["strides"] == [1, stride]
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        single((9, 5, 12), outputs=2, **SAME),
+        single((17, 5, 12), outputs=2, **SAME),
         single((1, 5, 17), outputs=2, **SAME),
         network(),
     ],
-    ids=["nine channels", "a prime number of columns", "float"],
+    ids=["seventeen channels", "a prime number of columns", "float"],
 )
 def test_layers_that_do_not_fit_are_missing_and_refused(model):
     assert columns_that_fit(model) == {}
