@@ -16,7 +16,7 @@ along the width alone, which costs no copy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +26,16 @@ import numpy.typing as npt
 from compress.quantize.channels_last import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
-    one_element,
     target_of,
 )
 from compress.quantize.finished import finished
+from compress.quantize.thin import Thin, thin_convolutions
 from deploy.errors import UserError
 from deploy.graph import (
     array_of,
     attributes,
     constants,
-    consumers,
     producers,
-    read_inside,
-    shapes_of,
     weighted_nodes,
     without_dead_parts,
 )
@@ -46,46 +43,10 @@ from deploy.kernels import int8_layers
 
 Array = npt.NDArray[Any]
 
-_FEW_CHANNELS = 16
 _MOST_COLUMNS = 16
 _CHANNELS_READ_AT_ONCE = 4
 _AFTER = "channels_to_columns"
 """What the node is called, behind the layer's name, that brings several columns of a result apart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Thin:
-    """An int8 convolution of few channels, as it stands in a file.
-
-    Attributes:
-        node: the ``Conv``.
-        image: ``DequantizeLinear`` of what it is given.
-        kernel: that of its weights.
-        bias: that of its bias; None if it has none.
-        result: ``QuantizeLinear`` of what it gives, past ``Relu`` and ``Clip``.
-        size: rows and columns of its kernel.
-        shape: ``(channels, rows, columns)`` of the image.
-        made: the same of the result.
-    """
-
-    node: Any
-    image: Any
-    kernel: Any
-    bias: Any | None
-    result: Any
-    size: tuple[int, int]
-    shape: tuple[int, int, int]
-    made: tuple[int, int, int]
-
-    @property
-    def stride(self) -> int:
-        """Columns of the image from one column of the result to the next."""
-        return int(attributes(self.node).get("strides", [1, 1])[1])
-
-    @property
-    def left(self) -> int:
-        """Columns of zeros in front of the image."""
-        return int(attributes(self.node).get("pads", [0, 0, 0, 0])[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +75,7 @@ def columns_that_fit(model: Any) -> dict[str, tuple[int, ...]]:
     Args:
         model: a ``ModelProto`` of QuantizeLinear and DequantizeLinear, as ``quantize_static`` gives.
     """
-    thin = _thin(model)
+    thin = thin_convolutions(model, without=columns_of(model))
     running = int8_layers(model, target=target_of(model)) if thin else {}
     fits = {
         one.node.name: tuple(
@@ -179,112 +140,13 @@ def width_to_depth(model: Any, columns: Mapping[str, int]) -> Any:
     twin = type(model)()
     twin.CopyFrom(model)
     for name, count in columns.items():
-        thin = next(thin for thin in _thin(twin) if thin.node.name == name)
+        thin = next(thin for thin in thin_convolutions(twin) if thin.node.name == name)
         if (reach := _reach(thin, count)) is not None:
             _widen(twin.graph, thin, count, reach)
     return finished(without_dead_parts(twin), model)
 
 
-def _thin(model: Any) -> list[_Thin]:
-    """Return the int8 convolutions of few channels whose every number is known."""
-    graph = model.graph
-    if read_inside(graph):
-        return []  # an If or a Loop may read any tensor
-    stored, made_by, readers = constants(graph), producers(graph), consumers(graph)
-    shapes = shapes_of(model)
-    outputs = {value.name for value in graph.output}
-    open_to_others = outputs | {value.name for value in graph.input}
-    names, wide = [node.name for node in graph.node], columns_of(model)
-    found = []
-    for node in graph.node:
-        if node.op_type != "Conv" or not _plain(attributes(node)):
-            continue
-        if not node.name or names.count(node.name) > 1:
-            continue  # it could not be asked for
-        inputs = [made_by[name] for name in node.input if name in made_by]
-        if [one.op_type for one in inputs] != ["DequantizeLinear"] * len(node.input):
-            continue
-        if node.name in wide or not _plain_grids(inputs, node.output[0], stored, open_to_others):
-            continue
-        own = [name for one in inputs[1:] for name in (*one.input, *one.output)]
-        if any(len(readers[name]) > 1 for name in own):
-            continue
-        result = _quantize_behind(node, readers, outputs)
-        if result is None or not one_element(stored.get(result.input[1])):
-            continue
-        shape, made = (
-            tuple(size or 0 for size in shapes.get(name, ())[1:])
-            for name in (node.input[0], node.output[0])
-        )
-        # Four axes: a convolution of two dimensions.
-        if len(shape) == len(made) == 3 and all(shape) and all(made) and shape[0] <= _FEW_CHANNELS:
-            found.append(
-                _Thin(
-                    node=node,
-                    image=inputs[0],
-                    kernel=inputs[1],
-                    bias=inputs[2] if len(inputs) > 2 else None,
-                    result=result,
-                    size=tuple(stored[inputs[1].input[0]].dims)[2:],
-                    shape=shape,
-                    made=made,
-                )
-            )
-    return found
-
-
-def _plain_grids(
-    inputs: Sequence[Any], result: str, stored: Mapping[str, Any], open_to_others: set[str]
-) -> bool:
-    """Say whether image, weights and bias lie on grids that stay what they are in columns.
-
-    An image on one, whose zero is filled in at its edges; weights and bias on one or one for each of
-    the outputs, where zero is stored as 0; all of it constant.
-
-    Args:
-        inputs: the ``DequantizeLinear`` of each.
-        result: what the layer gives.
-        stored: the initialisers.
-        open_to_others: tensors that somebody outside the graph gives or reads.
-    """
-    image, kernel, *_ = inputs
-    constant = [*image.input[1:], *(name for one in inputs[1:] for name in one.input)]
-    given = [*constant, *(one.output[0] for one in inputs[1:]), result]
-    if not stored.keys() >= set(constant) or open_to_others & set(given):
-        return False
-    outputs = stored[kernel.input[0]].dims[0]
-    for one in inputs[1:]:
-        axis = attributes(one).get("axis", 1) % len(stored[one.input[0]].dims)
-        for name in one.input[1:]:
-            dims = list(stored[name].dims)
-            if dims and (dims != [outputs] or axis != 0):
-                return False
-        if len(one.input) > 2 and array_of(stored[one.input[2]]).any():
-            return False
-    return one_element(stored[image.input[1]])
-
-
-def _quantize_behind(
-    node: Any, readers: Mapping[str, Sequence[Any]], outputs: Collection[str]
-) -> Any | None:
-    """Return the QuantizeLinear that alone reads a node's result, past Relu and Clip; None if none does."""
-    while node.output[0] not in outputs and len(reading := readers.get(node.output[0], ())) == 1:
-        (node,) = reading
-        if node.op_type == "QuantizeLinear":
-            return node
-        if node.op_type not in {"Relu", "Clip"}:
-            return None
-    return None
-
-
-def _plain(settings: Mapping[str, Any]) -> bool:
-    """Say whether a convolution states its padding and skips no pixel."""
-    return settings.get("auto_pad", b"NOTSET") == b"NOTSET" and set(
-        settings.get("dilations", [1])
-    ) == {1}
-
-
-def _reach(thin: _Thin, columns: int) -> _Reach | None:
+def _reach(thin: Thin, columns: int) -> _Reach | None:
     """Return what a kernel that computes several columns sees; None if the result is no whole number of them."""
     width, made = thin.shape[2], thin.made[2]
     if made % columns:
@@ -305,7 +167,7 @@ def _reach(thin: _Thin, columns: int) -> _Reach | None:
     return _Reach(block=block, first=first, blocks=last - first + 1, behind=max(behind, 0))
 
 
-def _widened(kernel: Array, thin: _Thin, columns: int, reach: _Reach) -> Array:
+def _widened(kernel: Array, thin: Thin, columns: int, reach: _Reach) -> Array:
     """Return the weights that give ``columns`` columns, ``(columns × outputs, block × channels, …)``.
 
     Args:
@@ -329,55 +191,16 @@ def _widened(kernel: Array, thin: _Thin, columns: int, reach: _Reach) -> Array:
     return wide.reshape(columns * outputs, reach.block * channels, rows, reach.blocks)
 
 
-def _widen(graph: Any, thin: _Thin, columns: int, reach: _Reach) -> None:
+def _widen(graph: Any, thin: Thin, columns: int, reach: _Reach) -> None:
     """Let a layer of a graph compute several columns at once."""
     import onnx
 
-    name, stored = thin.node.name, constants(graph)
-    (channels, rows, width), (outputs, made_rows, made_width) = thin.shape, thin.made
-
-    def put(tensor: str, values: Array) -> str:
-        graph.initializer.append(onnx.numpy_helper.from_array(values, tensor))
-        return tensor
-
-    def moved(kind: str, given: str, what: str, **how: Any) -> Any:
-        """Return a node that moves values, called by what it gives."""
-        shape = [put(f"{name}/{what}/shape", np.array(how.pop("shape")))] if "shape" in how else []
-        return onnx.helper.make_node(
-            kind, [given, *shape], [f"{name}/{what}:0"], name=f"{name}/{what}", **how
-        )
-
-    _widen_constants(stored, thin, columns, reach)
-    # Values are moved as the integers that they are stored as.
+    name = thin.node.name
+    _widen_constants(constants(graph), thin, columns, reach)
     nodes = list(graph.node)
-    image, folded = thin.node.input[0], []
-    if reach.block > 1 or channels == 1:
-        given, in_rows, folded = _stored(graph, thin)
-        if not in_rows:
-            folded.append(moved("Transpose", given, "channels_last", perm=CHANNELS_LAST))
-            given = folded[-1].output[0]
-        shape = [-1, rows, width // reach.block, reach.block * channels]
-        folded.append(moved("Reshape", given, "columns_to_channels", shape=shape))
-        given = folded[-1].output[0]
-        folded.append(moved("Transpose", given, "channels_first", perm=CHANNELS_FIRST))
-        image = f"{name}/columns"
-        folded.append(
-            onnx.helper.make_node(
-                "DequantizeLinear",
-                [folded[-1].output[0], *thin.image.input[1:]],
-                [image],
-                name=f"{image}/dequantize",
-            )
-        )
-    result = thin.result.output[0]
-    thin.result.output[0] = f"{name}/results"
-    unfolded = [moved("Transpose", thin.result.output[0], "results_last", perm=CHANNELS_LAST)]
-    shape = [-1, made_rows, made_width, outputs]
-    unfolded.append(moved("Reshape", unfolded[-1].output[0], _AFTER, shape=shape))
-    unfolded.append(
-        moved("Transpose", unfolded[-1].output[0], "results_first", perm=CHANNELS_FIRST)
-    )
-    unfolded[-1].output[0] = result
+    image, before = thin.node.input[0], list[Any]()
+    if reach.block > 1 or thin.shape[0] == 1:
+        image, before = _in_blocks(graph, thin, reach.block)
     settings = attributes(thin.node)
     top, _, bottom, _ = settings.get("pads", [0, 0, 0, 0])
     wide = onnx.helper.make_node(
@@ -390,16 +213,69 @@ def _widen(graph: Any, thin: _Thin, columns: int, reach: _Reach) -> None:
         pads=[top, -reach.first, bottom, reach.behind],
     )
     at = nodes.index(thin.node)
-    nodes[at : at + 1] = [*folded, wide]
+    nodes[at : at + 1] = [*before, wide]
     at = nodes.index(thin.result)
-    nodes[at + 1 : at + 1] = unfolded
+    nodes[at + 1 : at + 1] = _brought_apart(graph, thin)
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _widen_constants(
-    stored: Mapping[str, Any], thin: _Thin, columns: int, reach: _Reach
-) -> None:
+def _in_blocks(graph: Any, thin: Thin, block: int) -> tuple[str, list[Any]]:
+    """Return a layer's image with ``block`` columns read as channels of one, and nodes that make it.
+
+    Values are moved as the integers that they are stored as.
+    """
+    import onnx
+
+    (channels, rows, width), name = thin.shape, thin.node.name
+    given, in_rows, made = _stored(graph, thin)
+    if not in_rows:
+        made.append(_moved(graph, name, "Transpose", given, "channels_last", perm=CHANNELS_LAST))
+        given = made[-1].output[0]
+    shape = [-1, rows, width // block, block * channels]
+    made.append(_moved(graph, name, "Reshape", given, "columns_to_channels", shape=shape))
+    given = made[-1].output[0]
+    made.append(_moved(graph, name, "Transpose", given, "channels_first", perm=CHANNELS_FIRST))
+    image = f"{name}/columns"
+    made.append(
+        onnx.helper.make_node(
+            "DequantizeLinear",
+            [made[-1].output[0], *thin.image.input[1:]],
+            [image],
+            name=f"{image}/dequantize",
+        )
+    )
+    return image, made
+
+
+def _brought_apart(graph: Any, thin: Thin) -> list[Any]:
+    """Rename what a layer gives, and return nodes that bring its columns apart, under the name it had."""
+    (outputs, rows, width), name = thin.made, thin.node.name
+    result, given = thin.result.output[0], f"{name}/results"
+    thin.result.output[0] = given
+    made = [_moved(graph, name, "Transpose", given, "results_last", perm=CHANNELS_LAST)]
+    given, shape = made[-1].output[0], [-1, rows, width, outputs]
+    made.append(_moved(graph, name, "Reshape", given, _AFTER, shape=shape))
+    given = made[-1].output[0]
+    made.append(_moved(graph, name, "Transpose", given, "results_first", perm=CHANNELS_FIRST))
+    made[-1].output[0] = result
+    return made
+
+
+def _moved(
+    graph: Any, layer: str, kind: str, given: str, what: str, *, shape: Sequence[int] = (), **how: Any
+) -> Any:  # fmt: skip
+    """Return a node that moves values for a layer, called by what it gives; its shape is stored in the graph."""
+    import onnx
+
+    name = f"{layer}/{what}"
+    if shape:
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape), f"{name}/shape"))
+    inputs = [given, f"{name}/shape"] if shape else [given]
+    return onnx.helper.make_node(kind, inputs, [f"{name}:0"], name=name, **how)
+
+
+def _widen_constants(stored: Mapping[str, Any], thin: Thin, columns: int, reach: _Reach) -> None:
     """Put a layer's weights, its biases and, where there is one a channel, their scales, in columns."""
     import onnx
 
@@ -413,7 +289,7 @@ def _widen_constants(
             stored[tensor].CopyFrom(onnx.numpy_helper.from_array(values, tensor))
 
 
-def _stored(graph: Any, thin: _Thin) -> tuple[str, bool, list[Any]]:
+def _stored(graph: Any, thin: Thin) -> tuple[str, bool, list[Any]]:
     """Return the integers of a layer's image, whether channels come last, and nodes that make them.
 
     An image of one channel is the same bytes either way. What only brings it into the order that a
