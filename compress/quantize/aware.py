@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from compress.data.task import Task
 from compress.networks.rewire import copied, rewired
+from compress.quantize.balance import balanced
 from compress.quantize.excluded import Exclusion
 from compress.quantize.learned_ranges import INPUT, Learned
 from compress.quantize.static import QuantizeStatic
@@ -47,7 +48,8 @@ class QuantizeAware(Record, frozen=True, tag_field="kind", tag="quantize_aware")
     """Train on with weights and activations rounded as int8 kernels round them.
 
     Jacob et al. (2018), section 3: the forward pass rounds, the gradient passes straight through.
-    BatchNorm is folded first. Weights are signed int8, symmetric, one scale per output channel;
+    BatchNorm is folded first, and channels are equalised across layers (Nagel et al. 2019), unless
+    clusters are kept: one learning rate fits all weights then. Weights are signed int8, symmetric, one scale per output channel;
     activations get 256 steps over a range that follows the batches. The result is exported to int8
     with just these weights and ranges.
     """
@@ -171,6 +173,8 @@ def quantize_aware(
             "quantize_aware: no layer is left to quantize; it needs a "
             f"{', '.join(_KERNELS)} that exclude does not name"
         )
+    if not step.keep_clusters:  # equal weights of channels with factors of their own would differ
+        model = balanced(model)
     ranges = _calibrated(model, _rounded(model), task.calibration.x)
     rounding = _Rounding(model, {layer.name for layer in quantized}, ranges, step)
     history = fit(

@@ -25,7 +25,7 @@ from compress.quantize.learned_ranges import INPUT
 from compress.quantize.static import QuantizeStatic, quantize_static
 from compress.steps import exported, keras_step, reasons_left_alone
 from compress.train.fit import Fit, fit
-from compress.train.optimizers import Adam
+from compress.train.optimizers import Adam, Sgd
 from deploy.errors import ParityError, UserError
 from deploy.graph import array_of
 from deploy.kernels import int8_layers, why_not_int8
@@ -117,6 +117,31 @@ def test_the_file_chooses_the_classes_that_keras_chose(made, tiny_task):
     _, aware, file = made
     different = classes(file, tiny_task.test.x) != classes(aware, tiny_task.test.x)
     assert different.sum() <= 1  # a tie may fall to either side
+
+
+def test_channels_of_very_different_sizes_do_not_ruin_the_training(tiny_task, monkeypatch):
+    """As folded BatchNorms leave them: one learning rate is too large for some and too small for others."""
+    model = model_of(plain(), tiny_task, epochs=4)
+    sizes = np.geomspace(1e-2, 1e2, 8, dtype=np.float32)
+    conv, scores = model.get_layer("conv1"), model.get_layer("scores")
+    kernel, bias = conv.get_weights()
+    conv.set_weights([kernel * sizes, bias * sizes])
+    kernel, bias = scores.get_weights()
+    uneven = kernel.reshape(-1, 8, 3) / sizes[:, None]
+    scores.set_weights([uneven.reshape(kernel.shape), bias])
+    fine_tune = Fit(epochs=1, batch_size=16, optimizer=Sgd(learning_rate=0.02, momentum=0.9))
+    step = QuantizeAware(fine_tune=fine_tune, target="x86-vnni")
+
+    def loss():
+        _, history = keras_step(model, step, tiny_task, seed=0)
+        return history.epochs[0]["loss"]
+
+    even = loss()
+    monkeypatch.setattr("compress.quantize.aware.balanced", lambda model: model)
+    assert even < loss() / 10
+
+
+assert even < uneven / 10
 
 
 def test_every_layer_runs_as_int8(made):
