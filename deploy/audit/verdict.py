@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from deploy.audit.found import ONE_CHANNEL, Audit, AuditedLayer, Times
@@ -33,7 +34,7 @@ def verdict(found: Audit) -> str:
     if low > 1.0:
         slow = _slower_in_int8(found)
         lost = f"; slower in int8: {', '.join(n.name for n in slow)}" if slow else ""
-        lost += f": try {hint}" if (hint := _layout_hint(slow)) else ""
+        lost += f": try {hint}" if (hint := _layout_hint(found.model, slow)) else ""
         return f"the model is {ratio} as fast as {other} on this machine; {coverage}{lost}"
     if high >= 1.0 and found.int8_layers <= (found.reference_int8_layers or 0):
         return (
@@ -51,13 +52,14 @@ def _slower_in_int8(found: Audit) -> list[AuditedLayer]:
     return [layer for layer in found.layers if layer.int8 and layer.slower]
 
 
-def _layout_hint(slower: Sequence[AuditedLayer]) -> str | None:
-    """Say what may help a convolution of one channel among layers; None if there is none."""
+def _layout_hint(model: str, slower: Sequence[AuditedLayer]) -> str | None:
+    """Say what may help a convolution of one channel among layers of a file; None if there is none."""
     thin = next((layer.name for layer in slower if layer.kind == ONE_CHANNEL), None)
     if thin is None:
         return None
     return (
-        f"lightship quantize --kind layout, by which {thin!r} may compute several columns at once"
+        f"lightship quantize {shlex.quote(model)} --data DATA --kind layout --out faster.onnx, by which "
+        f"{thin!r} may compute several columns at once"
     )
 
 
@@ -84,7 +86,7 @@ def _culprit(found: Audit, times: Times, theirs: Times, *, grew: bool) -> str:
             named += f", and {len(slower) - 2} more layers"
         told = f"{named}, slower in int8 ({ours:.1f} µs) than in float ({floats:.1f} µs): exclude"
         told += " it" if len(slower) == 1 else " them"
-        told += f", or try {hint}" if (hint := _layout_hint(slower)) else ""
+        told += f", or try {hint}" if (hint := _layout_hint(found.model, slower)) else ""
         candidates.append((ours, floats, told))
     candidates += [
         (layer.time_us, layer.reference_us or 0.0, f"{layer.name!r}, in float: {layer.why_not}")

@@ -53,8 +53,8 @@ def test_a_stem_that_is_slower_in_int8_is_blamed_by_name():
     assert verdict(found) == (
         "the model will not speed up on this machine (1.01× [0.97, 1.05]), because 75% of the time is 'stem', a "
         "1-channel Conv, slower in int8 (50.0 µs) than in float (40.0 µs): exclude it, or try lightship "
-        "quantize --kind layout, by which 'stem' may compute several columns at once; 2 of 2 layers "
-        "run in int8, 100% of the multiply-accumulates"
+        "quantize int8.onnx --data DATA --kind layout --out faster.onnx, by which 'stem' may compute "
+        "several columns at once; 2 of 2 layers run in int8, 100% of the multiply-accumulates"
     )
 
 
@@ -75,8 +75,8 @@ def test_a_model_that_is_faster_is_said_to_be_and_its_slow_layers_are_named():
     found = made(stem=3.0, reference_stem=2.5, speedup=(1.4, 1.34, 1.45))
     assert verdict(found) == (
         "the model is 1.40× [1.34, 1.45] as fast as fp32.onnx on this machine; 2 of 2 layers run in int8, 100% of "
-        "the multiply-accumulates; slower in int8: stem: try lightship quantize --kind layout, by "
-        "which 'stem' may compute several columns at once"
+        "the multiply-accumulates; slower in int8: stem: try lightship quantize int8.onnx "
+        "--data DATA --kind layout --out faster.onnx, by which 'stem' may compute several columns at once"
     )
 
 
