@@ -112,8 +112,8 @@ def _what_else(model: bytes, why: str) -> str:
         return "is a packed model; lightship unpack makes the ONNX file of it"
     if bytes(model[:4]) == _ZIP:
         return (
-            "is no ONNX model but a zip file, as a Keras model and a bundle are; lightship export "
-            "makes the ONNX file of a Keras model"
+            "is no ONNX model but a zip file, as a Keras model and a bundle are; lightship export makes the ONNX "
+            "file of a Keras model, and python -m zipfile -e BUNDLE FOLDER takes model.onnx out of a bundle"
         )
     return f"is no ONNX model ({why})"
 
