@@ -61,15 +61,17 @@ _EXPORT_CODE = (
 )
 _LITERT_CODE = (*_EXPORT_CODE, "deploy/tflite.py", "deploy/litert.py")
 _SCHEMES = ("compress/quantize", "deploy/kernels.py", "deploy/machine.py")
+_OPENING_CODE = ("deploy/session.py", "deploy/probes.py", "deploy/machine.py")
+"""What chooses the kernels that a model is judged and timed with."""
 _JUDGING_CODE = (
     "deploy/evaluate.py",
     "deploy/goals.py",
     "deploy/intervals.py",
     "deploy/metrics.py",
-    "deploy/session.py",
+    *_OPENING_CODE,
 )
 _QUANTIZE_CODE = (*_EXPORT_CODE[1:], *_SCHEMES, *_JUDGING_CODE)
-RUNNING_CODE = ("deploy/session.py", "deploy/binding.py", "deploy/litert.py", "deploy/tflite.py")
+RUNNING_CODE = (*_OPENING_CODE, "deploy/binding.py", "deploy/litert.py", "deploy/tflite.py")
 BENCH_CODE = (*RUNNING_CODE, "deploy/bench.py", "deploy/bench_child.py", "deploy/memory.py")
 
 

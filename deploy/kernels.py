@@ -25,7 +25,7 @@ from deploy.graph import (
 )
 from deploy.machine import SCHEMES, Target, this_target
 from deploy.record import SessionOptions
-from deploy.session import start_session
+from deploy.session import fast_sums_overflow, start_session
 
 INT8_OPERATORS = frozenset(
     {
@@ -197,7 +197,8 @@ def can_saturate(model: Any, found: Weighted, *, target: Target | None = None) -
         target: the machine it runs on; None means this one.
     """
     weights = array_of(found.weight)
-    if not SCHEMES[target or this_target()].reduce_range or weights.dtype != np.int8:
+    overflow = fast_sums_overflow() if target is None else SCHEMES[target].reduce_range
+    if not overflow or weights.dtype != np.int8:
         return False
     if depthwise(found) and found.weight.dims[0] == _group(found):
         return False

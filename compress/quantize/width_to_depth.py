@@ -8,8 +8,8 @@ columns of the result see, and has the weights ``c`` times, each time a column f
 elsewhere, gives the same sums in fewer and larger copies and a matrix of a better shape. In memory,
 channels last, ``c`` columns of its results are the same bytes as one column of ``c`` times as many.
 
-ONNX Runtime's fastest kernels read channels by fours. Where they are fewer, neighbouring columns of
-the image are read as channels of one, which are the same bytes too: the space-to-depth of a TPU's
+ONNX Runtime's fastest kernels read channels by fours. Where they are no multiple of four and columns
+make them one, neighbouring columns of the image are read as channels of one, which are the same bytes too: the space-to-depth of a TPU's
 first convolution (Ying et al. 2018, "Image classification at supercomputer scale", section 4.3),
 along the width alone, which costs no copy.
 """

@@ -6,8 +6,9 @@ import pytest
 
 from deploy.bench import Bench
 from deploy.errors import UserError
-from deploy.machine import this_target, usable_cores
+from deploy.machine import usable_cores
 from deploy.preprocess import Cast, Normalize, Reshape, Scale
+from deploy.probes import SUMMED
 from deploy.record import SessionOptions
 from deploy.session import ModelMetadata, fast_sums_overflow, open_model, ort_options
 from tests.deploy import tiny_onnx
@@ -238,12 +239,26 @@ def asked_anew():
     fast_sums_overflow.cache_clear()
 
 
-def test_whether_fast_sums_overflow_is_asked_of_the_kernels(asked_anew, monkeypatch):
-    """What the system says of an emulated processor is that of its host."""
-    here = this_target()
-    said = {"x86-vnni": "x86-avx2", "x86-avx2": "x86-vnni"}.get(here, here)
-    monkeypatch.setattr("deploy.session.this_target", lambda: said)
-    assert fast_sums_overflow() == (here == "x86-avx2")
+@pytest.mark.parametrize(
+    ("weight", "target", "overflow"), [(126, "x86-vnni", True), (127, "x86-avx2", False)]
+)
+def test_whether_fast_sums_overflow_is_asked_of_the_kernels(
+    weight, target, overflow, asked_anew, monkeypatch
+):
+    """What the system says of a processor is not: emulated, it is the host's."""
+    made = np.array([weight * 255 * SUMMED], np.int32)
+
+    class Kernels:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, _, inputs):
+            assert inputs["x0"].tolist() == [[255] * SUMMED]
+            return [made]
+
+    monkeypatch.setattr("deploy.session.this_target", lambda: target)
+    monkeypatch.setattr("deploy.session.ort.InferenceSession", Kernels)
+    assert fast_sums_overflow() == overflow
 
 
 @pytest.mark.parametrize(
