@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,12 +74,22 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
+            _drop_what_was_not_printed()
             where = error.filename or "what is printed, or a temporary file,"
             raise _OneLine(f"{where} cannot be written: no space is left") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added: that of the work."""
         return list(self.commands)
+
+
+def _drop_what_was_not_printed() -> None:
+    """Let Python's last flush of stdout succeed: a full disk has been told of, and ends with its own code."""
+    with contextlib.suppress(OSError):  # where tests stand in for it, stdout has no number
+        number = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def print_json(value: object) -> None:

@@ -126,11 +126,13 @@ def test_where_a_table_of_widths_goes_is_looked_at_before_it_is_measured(folder)
     assert line.startswith("--plot: m.onnx/t.svg cannot be")
 
 
+@pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("more", [["--json"], []])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_an_output_that_is_full_is_one_line(folder, more):
+def test_an_output_that_is_full_is_one_line(folder, more, buffered):
     command = [sys.executable, "-m", "deploy", "evaluate", "m.onnx", "--data", "set.npz", *more]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env["PYTHONUNBUFFERED"] = "" if buffered else "1"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, env=env)
     assert done.returncode == 2
