@@ -96,7 +96,8 @@ def check_columns(model: Any, columns: Mapping[str, int]) -> None:
     fits = columns_that_fit(model)
     for name, count in columns.items():
         if count not in fits.get(name, ()):
-            could = ", ".join(f"{layer} {list(counts)}" for layer, counts in fits.items())
+            told = {name: fits[name]} if name in fits else fits
+            could = ", ".join(f"{layer} {list(counts)}" for layer, counts in told.items())
             raise UserError(
                 f"columns: {name!r} cannot compute {count} columns at once; there are "
                 f"{could or 'no int8 convolutions of few channels'}"

@@ -240,7 +240,7 @@ def test_columns_that_do_not_fit_are_refused_before_training(given, int8):
 
 def test_columns_of_a_layer_that_stays_in_float_are_refused_before_training():
     with pytest.raises(
-        UserError, match="'conv1' cannot compute 4 columns at once; there are no int8"
+        UserError, match="'conv1' cannot compute 4 columns at once; there are conv2"
     ):
         check_layout(given=PRUNED, int8=f'{STATIC}, exclude = ["conv1"]', columns=4)
 
