@@ -110,11 +110,14 @@ def _pair_from(first: Any, ends: Collection[str]) -> _Pair | None:
 
 
 def _movable(layer: Any) -> bool:
+    """Say whether the weights of a layer are known, its own, and free to be of another size."""
+    constraints = (f"{of}_constraint" for of in ("kernel", "depthwise", "bias"))
     return (
         type(layer).__name__ in _KINDS
         and type(layer).__module__.startswith("tf_keras.")
         and len(layer.inbound_nodes) == 1
         and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and all(getattr(layer, name, None) is None for name in constraints)
     )
 
 

@@ -117,6 +117,9 @@ LEFT = {
         layers.Conv2D(6, 3), layers.BatchNormalization(), layers.Conv2D(5, 3),
     ],
     "channels read in groups": [layers.Conv2D(6, 3), layers.Conv2D(4, 3, groups=2)],
+    "weights that are held to a size": [
+        layers.Conv2D(6, 3, kernel_constraint="max_norm"), layers.ReLU(), layers.Conv2D(5, 3),
+    ],
     "axes in another order": [
         layers.Conv2D(6, 3), layers.Permute((3, 1, 2)), layers.Flatten(), layers.Dense(5),
     ],
