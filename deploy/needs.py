@@ -113,7 +113,7 @@ def _what_else(model: bytes, why: str) -> str:
     if bytes(model[:4]) == _ZIP:
         return (
             "is no ONNX model but a zip file, as a Keras model and a bundle are; lightship export makes the ONNX "
-            "file of a Keras model, and python -m zipfile -e BUNDLE FOLDER takes model.onnx out of a bundle"
+            "file of a Keras model, and python -m zipfile -e BUNDLE FOLDER unpacks a bundle and its model"
         )
     return f"is no ONNX model ({why})"
 

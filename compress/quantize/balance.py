@@ -30,22 +30,24 @@ _SETTLED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two layers, the second of which reads nothing but what the first gives."""
+    """Two layers, the second of which reads nothing but what the first gives, in so many channels."""
 
     first: Any
     second: Any
+    channels: int
 
 
 def balanced(model: Any) -> Any:
-    """Return a model of the same function in which the weights of a channel and of its readers are as large.
+    """Return a model of the same function in which a channel's weights are as large as those that read it.
 
     Nagel et al. (2019), "Data-free quantization through weight equalization and bias correction",
-    equations 8 to 11: where only a ReLU or a pooling is between two layers, a channel may be divided by
-    any positive number before it and multiplied by it behind. With BatchNorm folded, weights of some
-    channels are a thousand times those of others, and so are their gradients: one learning rate is too
-    large for the ones and too small for the others. A MobileNetV1 that lost 0.2 points to int8 lost 4.9
-    by training for it so. The bias counts among a channel's weights, lest one that says little but its
-    bias take the range that all channels share.
+    equations 8 to 11: where nothing is between two layers but what scales with its input, such as a
+    ReLU (a ReLU6 does not), a pooling or Flatten, a channel may be divided by any positive number before
+    it and multiplied by it behind. With BatchNorm folded, weights of some channels are a thousand times
+    those of others, and so are their gradients: one learning rate is too large for the ones and too
+    small for the others. A MobileNetV1 that lost 0.2 points to int8 lost 4.9 by training for it so. The
+    bias counts among a channel's weights, lest one that says little but its bias take the range that
+    all channels share.
 
     Args:
         model: a model that nests no other, as ``fold_batch_norm`` gives; left alone.
@@ -54,36 +56,43 @@ def balanced(model: Any) -> Any:
     pairs = [pair for layer in model.layers if (pair := _pair_from(layer, ends)) is not None]
     weights = {
         layer.name: [values.astype(np.float64) for values in layer.get_weights()]
-        for layer in model.layers
+        for pair in pairs
+        for layer in (pair.first, pair.second)
     }
     for _ in range(_PASSES):
         moved = 0.0
         for pair in pairs:
-            first, second = weights[pair.first.name], weights[pair.second.name]
-            outputs, inputs = _outputs(pair.first, first[0]), _inputs(second[0], pair)
+            kernel, *bias = weights[pair.first.name]
+            reader = weights[pair.second.name][0]
+            outputs = kernel.reshape(-1, pair.channels)  # views: the weights themselves
+            # Behind Flatten a Dense reads each channel at every position, channels last.
+            inputs = reader.reshape(-1, pair.channels, reader.shape[-1])
             given = np.abs(outputs).max(axis=0)
-            if pair.first.use_bias:
-                given = np.maximum(given, np.abs(first[1]))
+            if bias:
+                given = np.maximum(given, np.abs(bias[0]))
             read = np.abs(inputs).max(axis=(0, 2))
             live = (given > 0) & (read > 0)
             factor = np.sqrt(np.divide(given, read, out=np.ones_like(given), where=live))
-            outputs /= factor  # views: the weights themselves
+            outputs /= factor
             inputs *= factor[:, None]
-            if pair.first.use_bias:
-                first[1] /= factor
+            if bias:
+                bias[0] /= factor
             moved = max(moved, float(np.abs(factor - 1).max()))
         if moved < _SETTLED:
             break
-    made: list[tuple[str, Any]] = []
+    made: list[tuple[Any, Any]] = []
 
     def make(layer: Any, name: str) -> Any:
         twin = copied(layer, name)
-        made.append((name, twin))
+        made.append((layer, twin))
         return twin
 
     result = rewired(model, make)
-    for name, twin in made:
-        twin.set_weights([values.astype(np.float32) for values in weights[name]])
+    for layer, twin in made:
+        now = weights.get(layer.name, layer.get_weights())
+        twin.set_weights(
+            [new.astype(was.dtype) for new, was in zip(now, layer.get_weights(), strict=True)]
+        )
     return result
 
 
@@ -94,17 +103,20 @@ def _pair_from(first: Any, ends: Collection[str]) -> _Pair | None:
         first: the layer.
         ends: names of the layers that give the model's outputs.
     """
-    if not _movable(first) or not _scales(first):
+    if not (_movable(first) and _bends_at_zero(first.activation)):
         return None
-    layer = first
+    channels, layer = first.output_shape[-1], first
     while len(layer.outbound_nodes) == 1 and layer.name not in ends:
+        if getattr(layer, "activity_regularizer", None) is not None:
+            return None
         layer = layer.outbound_nodes[0].layer
         if len(layer.inbound_nodes) != 1:
             return None
-        if _movable(layer):
+        if type(layer).__name__ in _KINDS:
             # Where channels are read in groups, a kernel has no axis of all of them.
-            return _Pair(first, layer) if getattr(layer, "groups", 1) == 1 else None
-        if not _scales(layer):
+            fits = _movable(layer) and getattr(layer, "groups", 1) == 1
+            return _Pair(first, layer, channels) if fits else None
+        if not _passes_on(layer):
             return None
     return None
 
@@ -114,34 +126,33 @@ def _movable(layer: Any) -> bool:
     constraints = (f"{of}_constraint" for of in ("kernel", "depthwise", "bias"))
     return (
         type(layer).__name__ in _KINDS
-        and type(layer).__module__.startswith("tf_keras.")
+        and _channels_last_of_keras(layer)
         and len(layer.inbound_nodes) == 1
-        and getattr(layer, "data_format", "channels_last") == "channels_last"
         and all(getattr(layer, name, None) is None for name in constraints)
     )
 
 
-def _scales(layer: Any) -> bool:
-    """Say whether ``f(s x) = s f(x)`` holds for what a layer does behind its weights, if it has any."""
+def _passes_on(layer: Any) -> bool:
+    """Say whether ``f(s x) = s f(x)`` holds of a layer without weights, channel by channel."""
     kind = type(layer).__name__
+    if not _channels_last_of_keras(layer):
+        return False
     if kind == "ReLU":
         return layer.max_value is None and not layer.threshold
-    if kind in _KINDS or kind == "Activation":
-        return getattr(layer.activation, "__name__", "") in {"linear", "relu"}
+    if kind == "Activation":
+        return _bends_at_zero(layer.activation)
     return kind in _PASS_ON
 
 
-def _outputs(layer: Any, kernel: Array) -> Array:
-    """Return a view of a kernel, ``(…, outputs)``."""
-    if type(layer).__name__ == "DepthwiseConv2D":
-        return kernel.reshape(-1, kernel.shape[-2] * kernel.shape[-1])
-    return kernel.reshape(-1, kernel.shape[-1])
+def _bends_at_zero(activation: Any) -> bool:
+    import tensorflow as tf
+    import tf_keras
+
+    known = (tf_keras.activations.linear, tf_keras.activations.relu, tf.nn.relu)
+    return any(activation is one for one in known)
 
 
-def _inputs(kernel: Array, pair: _Pair) -> Array:
-    """Return a view of a kernel, ``(positions, channels that the first layer gives, outputs)``.
-
-    Behind Flatten a Dense reads each channel at every position, channels last.
-    """
-    first = pair.first.get_weights()[0]
-    return kernel.reshape(-1, _outputs(pair.first, first).shape[1], kernel.shape[-1])
+def _channels_last_of_keras(layer: Any) -> bool:
+    """Say whether a layer is one of Keras's own, whose name says what it does, and has channels last."""
+    own = type(layer).__module__.startswith("tf_keras.")
+    return own and getattr(layer, "data_format", "channels_last") == "channels_last"

@@ -271,7 +271,9 @@ def _moved(
 
     name = f"{layer}/{what}"
     if shape:
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape), f"{name}/shape"))
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(shape, np.int64), f"{name}/shape")
+        )
     inputs = [given, f"{name}/shape"] if shape else [given]
     return onnx.helper.make_node(kind, inputs, [f"{name}:0"], name=name, **how)
 

@@ -108,6 +108,17 @@ def test_a_channel_and_its_readers_have_weights_of_one_size(chain):
     assert largest_difference(model, made) < 1e-5
 
 
+class Conv2D(layers.Conv2D):
+    """A user's own, of a name that Keras has as well."""
+
+    def call(self, inputs):
+        return super().call(tf_keras.backend.tanh(inputs))
+
+
+def relu(x):
+    return tf_keras.activations.relu(x, max_value=1.0)
+
+
 LEFT = {
     "an activation that bends elsewhere": [
         layers.Conv2D(6, 3), layers.ReLU(6.0), layers.Conv2D(5, 3),
@@ -117,6 +128,14 @@ LEFT = {
         layers.Conv2D(6, 3), layers.BatchNormalization(), layers.Conv2D(5, 3),
     ],
     "channels read in groups": [layers.Conv2D(6, 3), layers.Conv2D(4, 3, groups=2)],
+    "a layer of the user's own in between": [layers.Conv2D(6, 3), Conv2D(6, 3), layers.Conv2D(5, 3)],
+    "a function of the user's own": [layers.Conv2D(6, 3, activation=relu), layers.Conv2D(5, 3)],
+    "an order of its own": [
+        layers.Conv2D(6, 3), layers.Flatten(data_format="channels_first"), layers.Dense(5),
+    ],
+    "results that are penalised": [
+        layers.Conv2D(6, 3), layers.ReLU(activity_regularizer="l2"), layers.Conv2D(5, 3),
+    ],
     "weights that are held to a size": [
         layers.Conv2D(6, 3, kernel_constraint="max_norm"), layers.ReLU(), layers.Conv2D(5, 3),
     ],
