@@ -279,10 +279,11 @@ def require_startable(threads: int) -> None:
 def fast_sums_overflow() -> bool:
     """Say whether the fast kernels that ONNX Runtime takes here for int8 products overflow.
 
-    They do on an x86 without VNNI, and on no other architecture. The kernels of the matrix product are asked, once
-    a process, which are chosen with those of convolutions: what the system says of an emulated processor is that of its host, and some systems say
-    nothing. Exact sums are not simply asked for everywhere: on a processor with VNNI and without AMX,
-    ONNX Runtime 1.32 then takes kernels half as fast.
+    They do on an x86 without VNNI, and on no other architecture. The kernel of the matrix product, which is
+    chosen together with that of convolutions, is asked once a process: what the system says of an
+    emulated processor is that of its host, and some systems say nothing. Exact sums are not simply
+    asked for everywhere: on a processor with VNNI and without AMX, ONNX Runtime 1.32 then takes
+    kernels half as fast.
     """
     target = this_target()
     if target == "arm64":  # as everything counts that is no x86

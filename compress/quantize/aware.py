@@ -49,9 +49,9 @@ class QuantizeAware(Record, frozen=True, tag_field="kind", tag="quantize_aware")
 
     Jacob et al. (2018), section 3: the forward pass rounds, the gradient passes straight through.
     BatchNorm is folded first. Channels are equalised across layers (Nagel et al. 2019), so that one
-    learning rate fits all; not where clusters are kept. Weights are signed int8, symmetric, one scale per output channel;
-    activations get 256 steps over a range that follows the batches. The result is exported to int8
-    with just these weights and ranges.
+    learning rate fits all; not where clusters are kept. Weights are signed int8, symmetric, one scale
+    per output channel; activations get 256 steps over a range that follows the batches. The result is
+    exported to int8 with just these weights and ranges.
     """
 
     fine_tune: Fit

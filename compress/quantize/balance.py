@@ -1,4 +1,7 @@
-"""Cross-layer equalisation of a Keras model, before it is trained with rounding."""
+"""Cross-layer equalisation of a Keras model, before it is trained with rounding.
+
+``equalise`` does the same to an ONNX model, for quantizing it afterwards.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.networks.rewire import copied, rewired
+from compress.quantize.equalise import PASSES, SETTLED, factor_between
 
 Array = npt.NDArray[np.float64]
 
@@ -23,9 +27,6 @@ _PASS_ON = frozenset(
     }
 )  # fmt: skip
 """Layers f with ``f(s x) = s f(x)`` for each channel's ``s > 0``, which keep channels in order."""
-_PASSES = 40
-_SETTLED = 1e-3
-"""Relative change of a factor below which it counts as found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def balanced(model: Any) -> Any:
         for pair in pairs
         for layer in (pair.first, pair.second)
     }
-    for _ in range(_PASSES):
+    for _ in range(PASSES):
         moved = 0.0
         for pair in pairs:
             kernel, *bias = weights[pair.first.name]
@@ -71,14 +72,13 @@ def balanced(model: Any) -> Any:
             if bias:
                 given = np.maximum(given, np.abs(bias[0]))
             read = np.abs(inputs).max(axis=(0, 2))
-            live = (given > 0) & (read > 0)
-            factor = np.sqrt(np.divide(given, read, out=np.ones_like(given), where=live))
+            factor = factor_between(given, read)
             outputs /= factor
             inputs *= factor[:, None]
             if bias:
                 bias[0] /= factor
             moved = max(moved, float(np.abs(factor - 1).max()))
-        if moved < _SETTLED:
+        if moved < SETTLED:
             break
     made: list[tuple[Any, Any]] = []
 
@@ -103,7 +103,7 @@ def _pair_from(first: Any, ends: Collection[str]) -> _Pair | None:
         first: the layer.
         ends: names of the layers that give the model's outputs.
     """
-    if not (_movable(first) and _bends_at_zero(first.activation)):
+    if not (_movable(first) and _scales_with_its_input(first.activation)):
         return None
     channels, layer = first.output_shape[-1], first
     while len(layer.outbound_nodes) == 1 and layer.name not in ends:
@@ -140,11 +140,11 @@ def _passes_on(layer: Any) -> bool:
     if kind == "ReLU":
         return layer.max_value is None and not layer.threshold
     if kind == "Activation":
-        return _bends_at_zero(layer.activation)
+        return _scales_with_its_input(layer.activation)
     return kind in _PASS_ON
 
 
-def _bends_at_zero(activation: Any) -> bool:
+def _scales_with_its_input(activation: Any) -> bool:
     import tensorflow as tf
     import tf_keras
 

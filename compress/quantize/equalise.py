@@ -26,8 +26,9 @@ _PASS_ON = frozenset(
     }
 )  # fmt: skip
 """Operators f with ``f(s x) = s f(x)`` for each channel's ``s > 0``, which keep channels in order."""
-_PASSES = 40
-_SETTLED = 1e-3
+PASSES = 40
+"""How often all pairs are gone through at most."""
+SETTLED = 1e-3
 """Relative change of a factor below which it counts as found."""
 
 
@@ -128,7 +129,7 @@ def equalised(model: Any) -> Any:
     pairs, _ = pairs_of(model.graph)
     weights = {found.node.name: array_of(found.weight).astype(np.float64) for found in weighted_nodes(model.graph)}  # fmt: skip
     total = {pair.first.node.name: np.ones(output_count(pair.first)) for pair in pairs}
-    for _ in range(_PASSES):
+    for _ in range(PASSES):
         moved = 0.0
         for pair in pairs:
             first, second = pair.first.node.name, pair.second.node.name
@@ -137,7 +138,7 @@ def equalised(model: Any) -> Any:
             weights[second] = weights[second] * _on_inputs(factor, pair.second)
             total[first] *= factor
             moved = max(moved, float(np.abs(factor - 1).max()))
-        if moved < _SETTLED:
+        if moved < SETTLED:
             break
     stored = {tensor.name: tensor for tensor in twin.graph.initializer}
     for found in weighted_nodes(twin.graph):
@@ -169,8 +170,18 @@ def _factor(first: Array, second: Array, pair: Pair) -> Array:
     axis = outputs_axis(pair.first)
     before = np.abs(first).max(axis=tuple(a for a in range(first.ndim) if a != axis))
     after = _largest_by_input(second, pair.second).reshape(len(before), -1).max(axis=1)
-    safe = (before > 0) & (after > 0)
-    return np.where(safe, np.sqrt(np.where(safe, before, 1) / np.where(safe, after, 1)), 1.0)
+    return factor_between(before, after)
+
+
+def factor_between(given: Array, read: Array) -> Array:
+    """Return ``s = sqrt(r1 / r2)`` of each channel, equation 11; 1 where either side has nothing but zeros.
+
+    Args:
+        given: r1, ``(channels,)``: the largest weight that makes a channel.
+        read: r2, likewise: the largest that reads it.
+    """
+    live = (given > 0) & (read > 0)
+    return np.sqrt(np.divide(given, read, out=np.ones_like(given), where=live))
 
 
 def _largest_by_input(weights: Array, found: Weighted) -> Array:
